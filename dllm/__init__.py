@@ -1,0 +1,29 @@
+"""Fast parallel decoding of masked diffusion language models."""
+
+from dllm import cache, compat, samplers
+from dllm.api import generate, stream
+from dllm.canvas import Canvas, Span
+from dllm.engine import Run
+from dllm.errors import DllmError
+from dllm.generation import Generation
+from dllm.loading import load
+from dllm.settings import Settings
+from dllm.trace import Step, Trace
+
+__version__ = "0.1.0"
+__all__ = [
+    "Canvas",
+    "DllmError",
+    "Generation",
+    "Run",
+    "Settings",
+    "Span",
+    "Step",
+    "Trace",
+    "cache",
+    "compat",
+    "generate",
+    "load",
+    "samplers",
+    "stream",
+]

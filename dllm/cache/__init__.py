@@ -1,0 +1,18 @@
+"""The caches by name. To add one: a frozen dataclass with a `stale` method, an entry here, a row in tests/cases.py."""
+
+from typing import Any
+
+from dllm import options
+from dllm.cache.base import Cache, CacheState, View, full_view
+from dllm.cache.policies import DualCache, NoCache, PrefixCache
+
+CACHES: dict[str, type[Cache]] = {"none": NoCache, "prefix": PrefixCache, "dual": DualCache}
+ALIASES: dict[str, str] = {}
+
+
+def make(name: str, **settings: Any) -> Cache:
+    """A cache from its name: make("dual", refresh=8), or make("dual:refresh=8")."""
+    return options.make("cache", CACHES, ALIASES, name, **settings)
+
+
+__all__ = ["CACHES", "Cache", "CacheState", "DualCache", "NoCache", "PrefixCache", "View", "full_view", "make"]

@@ -1,0 +1,163 @@
+"""The K/V store and its two faces: a policy that says which rows are stale, and a view for one forward.
+
+A column's key is stored after rotation at its absolute column, so that recomputing other columns leaves it valid and
+nothing is ever concatenated, cropped or moved. Shape letters: R rows in flight, B rows of one forward, L canvas columns,
+Q computed columns, W span, H heads, K kv heads, D head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dllm.canvas import Canvas, Span
+from dllm.spec import ModelSpec
+
+
+def attention(
+    q: Float[Tensor, "B Q H D"],
+    k: Float[Tensor, "B L K D"],
+    v: Float[Tensor, "B L K D"],
+    visible: Bool[Tensor, "B 1 1 L"] | None,
+) -> Float[Tensor, "B Q H D"]:
+    """Softmax attention of every query to all visible keys; None means all of them. Query heads share K/V in groups."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)
+
+
+def visibility(
+    spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]
+) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
+    """Which columns each row may attend to: those that exist and that the model's pattern reaches. None: all of them."""
+    column = torch.arange(max(lengths), device=rows.device)
+    reach = spec.reach(rows)
+    if reach is None and min(lengths) == max(lengths):
+        return None
+    exists = column < torch.tensor(lengths, device=rows.device)[:, None, None, None]
+    return exists if reach is None else exists & (column <= reach[:, None, :, None])
+
+
+class View:
+    """One forward: the columns it computes and may see. This one computes all and stores nothing.
+
+    rows: Int[B, Q], ascending; a row with fewer than Q columns repeats its last one.
+    """
+
+    def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]) -> None:
+        self.rows, self.visible = rows, visibility(spec, rows, lengths)
+
+    def find(self, span: Span) -> Int[Tensor, "B W"]:
+        """Where the columns of `span` stand among the rows. Raises ValueError if one of them is not computed."""
+        index = torch.searchsorted(self.rows, span.columns).clamp_(max=self.rows.shape[1] - 1)
+        # On a GPU this check would stall the queue of kernels; the plan of every cache contains its window.
+        if self.rows.device.type == "cpu" and not torch.equal(self.rows.gather(1, index), span.columns):
+            raise ValueError(
+                f"the view computes the columns {self.rows.tolist()}, which lack some of {span.columns.tolist()}; "
+                "a cache's plan must contain the whole window."
+            )
+        return index
+
+    def enter(self, layer: int, h: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q2 C"]:
+        """Called before every layer; a cache that must recompute more from here on widens `rows` and `h`."""
+        return h
+
+    def attend(
+        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+    ) -> Float[Tensor, "B Q H D"]:
+        return attention(q, k, v, self.visible)
+
+
+def full_view(spec: ModelSpec, lengths: list[int], device: torch.device | str = "cpu") -> View:
+    """Every column of every row, nothing stored: training, likelihoods, the cache-free forward."""
+    column = torch.arange(max(lengths), device=device)
+    last = torch.tensor(lengths, device=device)[:, None] - 1
+    return View(spec, column.minimum(last), lengths)
+
+
+class StoredView(View):
+    """Writes the K/V of its rows into the store, then attends to the stored columns of the batch rows `slots`."""
+
+    def __init__(
+        self, state: "CacheState", rows: Int[Tensor, "B Q"], slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
+    ) -> None:
+        super().__init__(state.spec, rows, lengths)
+        self.state, self.slots, self.n_keys = state, slots, max(lengths)
+        self.fresh = counts == lengths  # every column is computed here: nothing is read from the store
+        self.everyone = len(slots) == len(state.anchor)
+
+    def attend(
+        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+    ) -> Float[Tensor, "B Q H D"]:
+        keys, values = self.state.keys[layer], self.state.values[layer]
+        # Padding repeats a row's last column, and so writes the same key and value twice.
+        keys[self.slots[:, None], self.rows] = k
+        values[self.slots[:, None], self.rows] = v
+        if self.fresh:
+            return attention(q, k, v, self.visible)
+        if not self.everyone:
+            keys, values = keys[self.slots], values[self.slots]
+        return attention(q, keys[:, : self.n_keys], values[:, : self.n_keys], self.visible)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Settings of a cache, and its one rule: which columns must be computed besides the window."""
+
+    def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
+        return CacheState(self, spec, canvas, dtype)
+
+    def stale(self, state: "CacheState", window: Span) -> Bool[Tensor, "R L"]:
+        """True at the columns whose stored K/V must not be used. Columns beyond a row's length do not matter."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which rows are stale.")
+
+
+class CacheState:
+    """The stored keys and values of one generation, (R, L, K, D) for every layer, and when each row was refreshed."""
+
+    def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
+        self.cache, self.spec, self.canvas = cache, spec, canvas
+        n_rows, length = canvas.tokens.shape
+        shape = (spec.n_layers, n_rows, length, spec.n_kv_heads, spec.head_dim)
+        # Zeros, not uninitialised memory: 0 x NaN would leak from columns that attention masks out.
+        self.keys = list(torch.zeros(shape, dtype=dtype, device=canvas.tokens.device))
+        self.values = list(torch.zeros(shape, dtype=dtype, device=canvas.tokens.device))
+        self.anchor = torch.full_like(canvas.lengths, -1)
+        """First column of the window at the last refresh; -1 before the first. (R,)"""
+        self.age = torch.zeros_like(canvas.lengths)
+        """Forwards since the last refresh, that one included. (R,)"""
+
+    @property
+    def exists(self) -> Bool[Tensor, "R L"]:
+        return self.canvas.columns < self.canvas.lengths[:, None]
+
+    def due(self, window: Span, refresh: int | None) -> Bool[Tensor, "R 1"]:
+        """Rows whose window moved, or that were last refreshed `refresh` forwards ago."""
+        moved = self.anchor != window.columns[:, 0]
+        return (moved if refresh is None else moved | (self.age >= refresh))[:, None]
+
+    def plan(self, window: Span) -> Bool[Tensor, "R L"]:
+        """The columns that the next forward of each row computes: the window and what the policy calls stale."""
+        exists = self.exists
+        return (self.cache.stale(self, window) | window.mask(exists.shape[1])) & exists
+
+    def view(
+        self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
+    ) -> View:
+        """The next forward of the rows `slots`, with how many columns each of them computes and has."""
+        rows = Span.where(plan[slots], max(counts)).columns
+        full = torch.tensor([c == n for c, n in zip(counts, lengths, strict=True)], device=plan.device)
+        self.anchor[slots] = torch.where(full, window.columns[slots, 0], self.anchor[slots])
+        self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
+        return StoredView(self, rows, slots, counts, lengths)
+
+    def admit(self, slot: int) -> None:
+        """Another prompt has taken the row: nothing stored for it is valid."""
+        self.anchor[slot] = -1
+
+    def retire(self, keep: Int[Tensor, " R"]) -> None:
+        """Only these rows go on, in this order."""
+        self.keys, self.values = [k[keep] for k in self.keys], [v[keep] for v in self.values]
+        self.anchor, self.age = self.anchor[keep], self.age[keep]

@@ -1,0 +1,68 @@
+"""No cache, and the two caches of Fast-dLLM (arXiv:2505.22618), each one method over the same store."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dllm.cache.base import Cache, CacheState, View, full_view
+from dllm.canvas import Canvas, Span
+from dllm.errors import DllmError
+from dllm.spec import ModelSpec
+
+
+class Storeless(CacheState):
+    """Keeps nothing, so that no memory is spent on keys and values that no forward would read."""
+
+    def __init__(self, spec: ModelSpec, canvas: Canvas) -> None:
+        self.spec, self.canvas = spec, canvas
+
+    def plan(self, window: Span) -> Bool[Tensor, "R L"]:
+        return self.exists
+
+    def view(
+        self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
+    ) -> View:
+        return full_view(self.spec, lengths, plan.device)
+
+    def admit(self, slot: int) -> None: ...
+
+    def retire(self, keep: Int[Tensor, " R"]) -> None: ...
+
+
+@dataclass(frozen=True)
+class NoCache(Cache):
+    """Every forward computes every column, as LLaDA and Dream were published."""
+
+    def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
+        return Storeless(spec, canvas)
+
+
+@dataclass(frozen=True)
+class Refreshed(Cache):
+    """Everything is recomputed when the window moves to another block, or every `refresh` forwards (None: never)."""
+
+    refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.refresh is not None and self.refresh < 1:
+            raise DllmError(
+                f"refresh={self.refresh} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
+            )
+
+
+@dataclass(frozen=True)
+class PrefixCache(Refreshed):
+    """Keep what stands before the block, compute the block and all that follows (Fast-dLLM, arXiv:2505.22618)."""
+
+    def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        return state.due(window, self.refresh) | (state.canvas.columns >= window.columns[:, :1])
+
+
+@dataclass(frozen=True)
+class DualCache(Refreshed):
+    """Keep what stands before and after the block, compute the block alone (Fast-dLLM, arXiv:2505.22618)."""
+
+    def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        return state.due(window, self.refresh).expand(-1, state.canvas.tokens.shape[1])

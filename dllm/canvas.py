@@ -1,0 +1,78 @@
+"""The canvas that is denoised: ragged token rows, and spans of columns in them.
+
+Nothing here knows a model, a sampler or a cache. Shape letters: B rows, L columns of the canvas, W columns of a span.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Columns of every row, ascending; where a row has fewer than W, one is repeated, and `valid` is False at the repeats."""
+
+    columns: Int[Tensor, "B W"]
+    valid: Bool[Tensor, "B W"]
+
+    @classmethod
+    def between(cls, start: Int[Tensor, " B"], stop: Int[Tensor, " B"], width: int) -> "Span":
+        """The columns start[b] .. stop[b] of every row; `width` is the widest row's stop - start, at least 1."""
+        columns = start[:, None] + torch.arange(width, device=start.device)
+        return cls(columns.minimum(stop[:, None] - 1).clamp_(min=0), columns < stop[:, None])
+
+    @classmethod
+    def where(cls, mask: Bool[Tensor, "B L"], width: int) -> "Span":
+        """The columns at which `mask` holds; `width` is the largest number of them in a row, at least 1."""
+        n_rows, length = mask.shape
+        column = torch.arange(length, device=mask.device).expand(n_rows, length)
+        last = column.masked_fill(~mask, 0).amax(1, keepdim=True)
+        slot = (mask.cumsum(1) - 1).masked_fill(~mask, width)  # one slot too many takes the columns that are not wanted
+        columns = last.repeat(1, width + 1).scatter_(1, slot, column)[:, :width]
+        return cls(columns, torch.arange(width, device=mask.device) < mask.sum(1, keepdim=True))
+
+    def __getitem__(self, rows: Int[Tensor, " R"]) -> "Span":
+        return Span(self.columns[rows], self.valid[rows])
+
+    def mask(self, length: int) -> Bool[Tensor, "B {length}"]:
+        """True at the columns of the span."""
+        marks = torch.zeros(len(self.columns), length, dtype=torch.bool, device=self.columns.device)
+        return marks.scatter_(1, self.columns, True)
+
+
+@dataclass
+class Canvas:
+    """Ragged rows: prompt, then the answer, then nothing. Columns at or after lengths[b] do not exist for row b.
+
+    Only the answer is ever denoised: a mask id that stands in a prompt is a token like any other.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    prompt_lengths: Int[Tensor, " B"]
+    lengths: Int[Tensor, " B"]
+    mask_id: int
+
+    @property
+    def columns(self) -> Int[Tensor, " L"]:
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device)
+
+    @property
+    def answer(self) -> Bool[Tensor, "B L"]:
+        """True at the columns of each row's answer."""
+        columns = self.columns
+        return (columns >= self.prompt_lengths[:, None]) & (columns < self.lengths[:, None])
+
+    @property
+    def undecided(self) -> Bool[Tensor, "B L"]:
+        """True at the answer's columns that still hold the mask."""
+        return (self.tokens == self.mask_id) & self.answer
+
+    def read(self, span: Span) -> Int[Tensor, "B W"]:
+        return self.tokens.gather(1, span.columns)
+
+    def write(self, span: Span, before: Int[Tensor, "B W"], after: Int[Tensor, "B W"]) -> None:
+        """Replace the tokens `before`, which stand at the span, by `after`."""
+        # Adding the difference leaves a column that the span repeats as padding to its one valid entry.
+        self.tokens.scatter_add_(1, span.columns, (after - before).masked_fill_(~span.valid, 0))

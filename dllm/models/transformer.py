@@ -1,0 +1,113 @@
+"""The one transformer: RMSNorm before each half, rotary positions, grouped-query attention, gated MLP.
+
+LLaDA, Dream, Qwen, Llama and their block-diffusion relatives are this network with another `ModelSpec`. It meets a
+cache in two calls per layer: `view.enter`, which may widen the rows, and `view.attend`, which stores K/V and attends.
+Shape letters: B rows of the batch, L canvas columns, Q computed columns, W span, C hidden, H heads, K kv heads, D head.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dllm.canvas import Span
+from dllm.spec import ModelSpec
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32, or the given dtype where that is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), rounded to the input's dtype, times the weight: in this order, as the checkpoints were trained."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
+        return F.rms_norm(x.to(wide(x.dtype)), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+
+
+Rotation = tuple[Float[Tensor, "B Q 1 D"], Float[Tensor, "B Q 1 D"]]
+
+
+def rotation(spec: ModelSpec, rows: Int[Tensor, "B Q"], dtype: torch.dtype) -> Rotation:
+    """Cosines and signed sines of the angles at the absolute columns `rows`, in the dtype in which to rotate."""
+    exponent = torch.arange(0, spec.head_dim, 2, device=rows.device, dtype=wide(dtype)) / spec.head_dim
+    angle = rows[..., None].to(wide(dtype)) * spec.rope_theta**-exponent
+    cos, sin = angle.cos(), angle.sin()
+    tables = torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
+    return tables if spec.rope_fp32 else (tables[0].to(dtype), tables[1].to(dtype))
+
+
+def rotate(x: Float[Tensor, "B Q N D"], by: Rotation) -> Float[Tensor, "B Q N D"]:
+    """Rotary position embedding: the halves of the last axis are the two coordinates (not interleaved pairs)."""
+    cos, sin = by
+    wider = x.to(cos.dtype)
+    return (wider * cos + wider.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). The projections of q, k, v and of gate, up are fused."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        hidden, heads, width = spec.hidden_size, spec.n_heads, spec.head_dim
+        self.head_counts = [heads, spec.n_kv_heads, spec.n_kv_heads]
+        self.head_dim = width
+        self.attn_norm = RMSNorm(hidden, spec.norm_eps)
+        self.qkv = nn.Linear(hidden, sum(self.head_counts) * width, bias=spec.qkv_bias)
+        self.q_norm = RMSNorm(width, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.out = nn.Linear(heads * width, hidden, bias=False)
+        self.mlp_norm = RMSNorm(hidden, spec.norm_eps)
+        self.gate_up = nn.Linear(hidden, 2 * spec.mlp_size, bias=False)
+        self.down = nn.Linear(spec.mlp_size, hidden, bias=False)
+
+    def forward(self, index: int, x: Float[Tensor, "B Q C"], view: Any, by: Rotation) -> Float[Tensor, "B Q C"]:
+        batch, n_rows, _ = x.shape
+        qkv = self.qkv(self.attn_norm(x)).view(batch, n_rows, -1, self.head_dim)
+        q, k, v = qkv.split(self.head_counts, 2)
+        q, k = rotate(self.q_norm(q), by), rotate(self.k_norm(k), by)
+        x = x + self.out(view.attend(index, q, k, v).flatten(2))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Transformer(nn.Module):
+    """A decoder stack that computes the rows of a view and predicts the tokens of a span."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: Any = None) -> None:
+        super().__init__()
+        self.spec, self.tokenizer = spec, tokenizer
+        self.embed = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.n_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        if spec.tied_head:
+            self.head.weight = self.embed.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def forward(self, tokens: Int[Tensor, "B L"], view: Any, span: Span) -> Float[Tensor, "B W V"]:
+        rows = view.rows
+        h = self.embed(tokens.gather(1, rows))
+        for i, layer in enumerate(self.layers):
+            h = view.enter(i, h)
+            if i == 0 or view.rows is not rows:
+                rows, by = view.rows, rotation(self.spec, view.rows, h.dtype)
+            h = layer(i, h, view, by)
+        h = h.gather(1, view.find(self.spec.predictors(span))[..., None].expand(-1, -1, h.shape[-1]))  # (B, W, C)
+        logits: Tensor = self.head(self.norm(h))
+        return logits

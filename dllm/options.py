@@ -1,0 +1,59 @@
+"""Names and options of samplers and caches as users write them: "threshold:threshold=0.8" <-> Threshold(threshold=0.8)."""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from dllm.errors import DllmError, unknown
+
+T = TypeVar("T")
+
+
+def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str], name: str, **options: Any) -> T:
+    """Build what `name` stands for, a name or "name:option=value,option=value", with further options."""
+    name, _, text = name.partition(":")
+    name = aliases.get(name, name)
+    if name not in registry:
+        raise unknown(kind, name, [*registry, *aliases])
+    made = registry[name]
+    hints = typing.get_type_hints(made)
+    known = [f.name for f in fields(made)]  # type: ignore[arg-type]  # every registered class is a dataclass
+    for item in filter(None, text.split(",")):
+        option, equals, value = item.partition("=")
+        if not equals:
+            raise DllmError(f"{item!r} in {name}:{text} is not option=value.")
+        options[option.strip()] = value.strip()
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of {kind} {name}", option, known)
+        options[option] = convert(f"{name}:{option}", value, hints[option])
+    return made(**options)
+
+
+def convert(option: str, value: Any, hint: Any) -> Any:
+    """A value as its dataclass field wants it; text from a command line is read, numbers are checked."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        if type(None) in kinds:
+            return None
+        raise DllmError(f"{option} needs a value of type {_name(hint)}; got none.")
+    if isinstance(value, str) and bool in kinds and value.lower() in ("true", "false", "1", "0", "yes", "no"):
+        return value.lower() in ("true", "1", "yes")
+    for kind in kinds:
+        if isinstance(value, bool) != (kind is bool) or kind not in (int, float, str, bool):
+            continue
+        try:
+            converted = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if kind is str or isinstance(value, str) or converted == value or value != value:
+            return converted
+    if not any(k in (int, float, str, bool) for k in kinds):
+        return value
+    raise DllmError(f"{option}={value} is not of type {_name(hint)}.")
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("NoneType", "None")

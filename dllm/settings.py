@@ -1,0 +1,79 @@
+"""What a generation depends on besides model, prompts, sampler and cache."""
+
+import random
+from dataclasses import dataclass, field, fields
+
+from dllm.errors import DllmError
+from dllm.spec import ModelSpec
+
+ALIASES = {
+    "max_new_tokens": "gen_length",
+    "max_tokens": "gen_length",
+    "gen_len": "gen_length",
+    "block_size": "block_length",
+    "diffusion_steps": "steps",
+    "num_denoising_steps": "steps",
+    "alg": "sampler",
+    "remasking_strategy": "sampler",
+    "dllm_unmasking_strategy": "sampler",
+}
+"""Names that other projects give to our arguments."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `generate`, checked."""
+
+    gen_length: int = 256
+    """Tokens of every answer, the filling after its end of text included."""
+    block_length: int = 32
+    """The answer is decoded in blocks of this many tokens, left to right."""
+    steps: int | None = None
+    """Steps of samplers with a schedule, over the whole answer; None: one token a step."""
+    temperature: float = 0.0
+    """0: the most probable token; above: drawn from softmax(logits / temperature) by float64 Gumbel noise."""
+    cfg_scale: float = 0.0
+    """Classifier-free guidance: unconditional + (cfg_scale + 1)(conditional - unconditional). 0: off."""
+    seed: int | None = None
+    """Of the noise at a temperature and of random orders; None draws one, which the result tells."""
+    mask_id: int | None = None
+    """Overrides the mask token of the model."""
+    eos_early_stop: bool = True
+    """Stop a row when all before its end of text is decided, and fill what follows with the end of text."""
+    logits_eos_inf: bool = False
+    """Never propose an end of text (LLaDA)."""
+    confidence_eos_eot_inf: bool = False
+    """Give a proposed end of text confidence 0, so that it is revealed last (LLaDA)."""
+    stop: tuple[str, ...] = ()
+    """Cut the text before the first of these strings."""
+    num_samples: int = 1
+    """Answers to every prompt."""
+    batch_size: int = 16
+    """Rows in flight: a waiting prompt takes the place of a finished one."""
+    noise_seed: int = field(init=False, repr=False, default=0)
+
+    def __post_init__(self) -> None:
+        for name in ("gen_length", "block_length", "steps", "num_samples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise DllmError(f"{name}={value!r} must be a whole number of at least 1.")
+        for name in ("temperature", "cfg_scale"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise DllmError(f"{name}={value} must be 0 (off) or a finite number above it.")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(
+            self, "noise_seed", random.SystemRandom().getrandbits(31) if self.seed is None else self.seed
+        )
+
+    def mask(self, spec: ModelSpec) -> int:
+        """The id of the mask token. Raises DllmError if there is none, or if it is not in the vocabulary."""
+        mask_id = spec.mask_id if self.mask_id is None else self.mask_id
+        if mask_id is None:
+            raise DllmError("the model has no mask token; give mask_id=.")
+        if not 0 <= mask_id < spec.vocab_size:
+            raise DllmError(f"mask_id={mask_id} is outside the vocabulary of {spec.vocab_size} tokens.")
+        return mask_id
+
+
+NAMES = [f.name for f in fields(Settings) if f.init]

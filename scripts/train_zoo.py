@@ -1,0 +1,345 @@
+"""Train a bundled model from scratch on generated problems: python scripts/train_zoo.py tiny-llada --steps 18000
+
+Everything follows from the recipe (shape, mixture, seed, steps): no download, no clock, no global random state. The run
+writes a checkpoint every few hundred steps and goes on from it when started again. The learning rate is constant until
+the last part of the run, so a run can be resumed with another --steps as long as that part has not begun.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dllm.cache.base import full_view
+from dllm.canvas import Span
+from dllm.models import FAMILIES
+from dllm.models.transformer import Transformer
+from dllm.zoo import tasks
+from dllm.zoo.tokenizer import save_tokenizer, train_tokenizer
+
+POOL = 8  # batches drawn at once and cut by length
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a bundled model depends on."""
+
+    family: str = "LLaDAModelLM"
+    seed: int = 0
+    steps: int = 18000
+    rows: int = 32
+    learning_rate: float = 3e-3
+    matrix_learning_rate: float = 0.02
+    """Of the layers' matrices, which Muon trains; the embeddings and norms are AdamW's."""
+    warmup: int = 200
+    decay_share: float = 0.3
+    curriculum: int = 2000
+    """Steps until problems of every difficulty come up."""
+    block_share: float = 0.3
+    """Share of rows masked as in block-wise decoding: nothing before some column, everything from a later one on."""
+    mixture: dict[str, float] = field(default_factory=lambda: {"math": 0.5, "lists": 0.25, "code": 0.1, "drill": 0.15})
+    shape: dict[str, int] = field(default_factory=lambda: {"hidden": 160, "layers": 5, "heads": 5, "mlp": 432})
+
+
+RECIPES = {"tiny-llada": Recipe()}
+
+
+def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
+    """The config.json of a fresh model, with the family's own keys."""
+    shape, ids = recipe.shape, tokenizer.get_vocab()
+    return {
+        "architectures": [recipe.family],
+        "model_type": "llada",
+        "d_model": shape["hidden"],
+        "n_layers": shape["layers"],
+        "n_heads": shape["heads"],
+        "n_kv_heads": shape["heads"],
+        "mlp_hidden_size": shape["mlp"],
+        "max_sequence_length": 512,
+        "rope_theta": 10000.0,
+        "rope_full_precision": True,
+        "rms_norm_eps": 1e-5,
+        "weight_tying": True,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "embedding_size": tokenizer.get_vocab_size(),
+        "mask_token_id": ids["<|mask|>"],
+        "eos_token_id": ids["<|endoftext|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+
+
+def texts(recipe: Recipe, n: int) -> Iterator[str]:
+    """Questions and answers to train the tokenizer on."""
+    for task in recipe.mixture:
+        for index in range(n):
+            problem = tasks.make(task, recipe.seed, index)
+            yield problem.question
+            yield problem.answer
+
+
+@dataclass
+class Batch:
+    """tokens: (B, L), prompt, answer, then end of text to the end; prompts and answers: their lengths (B,)."""
+
+    tokens: Tensor
+    prompts: Tensor
+    answers: Tensor
+
+
+def encode(recipe: Recipe, tokenizer: Any, pool: int) -> list[tuple[list[int], list[int]]]:
+    """The token ids of prompt and answer of one pool of problems, in order of length."""
+    rng = random.Random(f"{recipe.seed}/{pool}")
+    names, weights = list(recipe.mixture), list(recipe.mixture.values())
+    n = POOL * recipe.rows
+    level = min(1.0, 0.2 + pool * POOL / max(1, recipe.curriculum))
+    problems = [tasks.make(rng.choices(names, weights)[0], recipe.seed, pool * n + i, "train", level) for i in range(n)]
+    head, turn = (
+        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    )
+    prompts = tokenizer.encode_batch([f"{head}{p.question.strip()}<|eot_id|>{turn}" for p in problems])
+    answers = tokenizer.encode_batch([p.answer for p in problems])
+    rows = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
+    return sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
+
+
+def batches(recipe: Recipe, tokenizer: Any, first: int) -> Iterator[Batch]:
+    """The batches of the steps from `first` on; each step's batch depends on the recipe alone."""
+    eos = tokenizer.token_to_id("<|endoftext|>")
+    for pool in range(first // POOL, 1 << 40):
+        rows = encode(recipe, tokenizer, pool)
+        rng = random.Random(f"{recipe.seed}/{pool}/order")
+        order = rng.sample(range(POOL), POOL)
+        # How far the canvas goes on after the answer: mostly a little, sometimes to a whole canvas of 256.
+        extras = [rng.choice([rng.randint(0, 8), rng.randint(0, 24), rng.randint(0, 64)]) for _ in range(POOL)]
+        if rng.random() < 0.4:
+            extras[rng.randrange(POOL)] = rng.randint(64, 256)
+        for position, (k, extra) in enumerate(zip(order, extras, strict=True)):
+            if pool * POOL + position < first:
+                continue
+            chosen = rows[k * recipe.rows : (k + 1) * recipe.rows]
+            length = min(512, max(len(p) + len(a) for p, a in chosen) + 1 + extra)
+            tokens = torch.full((len(chosen), length), eos)
+            for row, (p, a) in zip(tokens, chosen, strict=True):
+                row[: len(p) + len(a)] = torch.tensor(p + a)
+            prompts, answers = (torch.tensor([len(row[i]) for row in chosen]) for i in (0, 1))
+            yield Batch(tokens, prompts, answers)
+
+
+def masks(batch: Batch, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which columns to mask, and each row's weight: one over the share of the answer that is masked.
+
+    LLaDA's objective (arXiv:2502.09992) with one masked share per row, spread evenly over (0, 1] in the batch, and with
+    exactly that share masked, which has less variance than masking each column with that probability.
+    """
+    n_rows, length = batch.tokens.shape
+    share = (torch.randperm(n_rows, generator=generator) + torch.rand(n_rows, generator=generator)) / n_rows
+    column = torch.arange(length)
+    answer = column >= batch.prompts[:, None]
+    order = torch.rand(n_rows, length, generator=generator).masked_fill(~answer, 2.0)
+    blockwise = torch.rand(n_rows, 1, generator=generator) < recipe.block_share
+    # Block-wise rows: columns before `start` are known, those after `stop` are masked, those between are drawn.
+    span = (batch.answers + 1)[:, None]
+    start = batch.prompts[:, None] + (torch.rand(n_rows, 1, generator=generator) * span).long()
+    stop = start + torch.randint(4, 33, (n_rows, 1), generator=generator)
+    order = torch.where(blockwise & answer & (column < start), order + 1.5, order)
+    order = torch.where(blockwise & (column >= stop), order - 1.5, order)
+    size = answer.sum(1)
+    open_columns = torch.where(blockwise[:, 0], ((column >= start) & (column < stop)).sum(1), size)
+    forced = torch.where(blockwise[:, 0], (column >= stop).sum(1), 0)
+    count = (forced + (share * open_columns).ceil()).clamp(min=1).minimum(size)
+    rank = order.argsort(1).argsort(1)
+    return rank < count[:, None], size / count
+
+
+def loss_of(model: Transformer, batch: Batch, recipe: Recipe, step: int) -> Tensor:
+    """The weighted cross-entropy of the masked columns; the filling after the end of text counts a twentieth."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    masked, weight = masks(batch, recipe, generator)
+    span = Span.where(masked, int(masked.sum(1).max()))
+    noisy = batch.tokens.masked_fill(masked, model.spec.mask_id or 0)
+    n_rows, length = noisy.shape
+    logits = model(noisy, full_view(model.spec, [length] * n_rows), span)
+    targets = batch.tokens.gather(1, span.columns)
+    ce = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
+    filling = span.columns > (batch.prompts + batch.answers)[:, None]
+    scale = weight[:, None] * span.valid * torch.where(filling, 0.05, 1.0)
+    return (ce * scale).sum() / (batch.answers + 1).sum()
+
+
+class Trainer:
+    """Model, optimizers and where the run stands; saved as safetensors, never pickled."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder, self.step = recipe, folder, 0
+        torch.manual_seed(recipe.seed)
+        self.family = FAMILIES[recipe.family]
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            save_tokenizer(train_tokenizer(texts(recipe, 6000)), folder)
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(str(path))
+        self.config = config_of(recipe, self.tokenizer)
+        self.model = Transformer(self.family.spec(self.config))
+        for name, p in self.model.named_parameters():
+            if p.ndim == 2:
+                torch.nn.init.normal_(p, std=0.02 if "embed" in name else p.shape[1] ** -0.5)
+        # The residual branches start at nothing.
+        for layer in self.model.layers:
+            torch.nn.init.zeros_(layer.out.weight)
+            torch.nn.init.zeros_(layer.down.weight)
+        matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and n.startswith("layers")]
+        others = [p for n, p in self.model.named_parameters() if not (p.ndim == 2 and n.startswith("layers"))]
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.01, momentum=0.95, nesterov=True),
+            torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
+        ]
+        self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
+        self.resume()
+
+    def rate(self) -> float:
+        """The factor on the learning rates: warm-up, constant, then straight to zero."""
+        r = self.recipe
+        return min(1.0, (self.step + 1) / r.warmup, (r.steps - self.step) / max(1.0, r.decay_share * r.steps))
+
+    def train_step(self, batch: Batch) -> float:
+        for optimizer, lr in zip(self.optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * self.rate()
+        loss = loss_of(self.model, batch, self.recipe, self.step)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"the loss is {loss.item()} at step {self.step}; lower the learning rate. {self.folder} is unharmed."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships no annotation for it
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        names = {p: n for n, p in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            for p, slots in optimizer.state.items():
+                tensors |= {f"optimizer.{names[p]}.{key}": value for key, value in slots.items()}
+        return {name: value.clone().contiguous() for name, value in tensors.items()}
+
+    def save(self) -> None:
+        """Replace the training state atomically."""
+        temporary = self.folder / "training.safetensors.tmp"
+        save_file(self.state(), temporary, metadata={"step": str(self.step), "recipe": json.dumps(asdict(self.recipe))})
+        os.replace(temporary, self.folder / "training.safetensors")
+
+    def resume(self) -> None:
+        path = self.folder / "training.safetensors"
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            self.step = int(metadata["step"])
+            saved = Recipe(**json.loads(metadata["recipe"]))
+            if replace(saved, steps=self.recipe.steps) != self.recipe:
+                raise SystemExit(f"{path} belongs to another recipe ({saved}); remove it, or give another --out.")
+            slots: dict[str, dict[str, Tensor]] = {}
+            parameters = dict(self.model.named_parameters())
+            for key in file.keys():  # noqa: SIM118  # safe_open is not a dict
+                kind, _, rest = key.partition(".")
+                if kind == "model":
+                    parameters[rest].data.copy_(file.get_tensor(key))
+                else:
+                    name, _, slot = rest.rpartition(".")
+                    slots.setdefault(name, {})[slot] = file.get_tensor(key)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    name = next(n for n, q in parameters.items() if q is p)
+                    if name in slots:
+                        optimizer.state[p] = slots[name]
+
+    def export(self, seconds: float) -> None:
+        """Write the checkpoint in its family's format, bfloat16, with the recipe that repeats it."""
+        tensors = {n: t.to(torch.bfloat16) for n, t in self.family.checkpoint(self.model, self.model.spec).items()}
+        temporary = self.folder / "model.safetensors.tmp"
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        os.replace(temporary, self.folder / "model.safetensors")
+        (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        (self.folder / "recipe.json").write_text(
+            json.dumps(asdict(self.recipe) | {"seconds": round(seconds)}, indent=2) + "\n"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--out", type=Path, help="folder to write to; default dllm/zoo/NAME")
+    parser.add_argument("--recipe", type=Path, help="a recipe.json to repeat")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--save-every", type=int, default=250)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recipe = RECIPES[options.name]
+    if options.recipe:
+        fields = json.loads(options.recipe.read_text())
+        recipe = Recipe(**{k: v for k, v in fields.items() if k in Recipe.__dataclass_fields__})
+    if options.steps:
+        recipe = replace(recipe, steps=options.steps)
+    folder = options.out or Path(__file__).parents[1] / "dllm" / "zoo" / options.name
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(recipe, folder)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    began, tokens, mean = time.monotonic(), 0, 0.0
+    with Progress(*columns, refresh_per_second=1) as progress:
+        bar = progress.add_task(options.name, total=recipe.steps, completed=trainer.step)
+        stream = batches(recipe, trainer.tokenizer, trainer.step)
+        while trainer.step < recipe.steps:
+            batch = next(stream)
+            loss = trainer.train_step(batch)
+            tokens += batch.tokens.numel()
+            mean = loss if not mean else 0.98 * mean + 0.02 * loss
+            if trainer.step % 10 == 0:
+                rate = tokens / (time.monotonic() - began)
+                progress.update(
+                    bar, completed=trainer.step, description=f"{options.name}  loss {mean:.3f}  {rate:,.0f} tokens/s"
+                )
+            if trainer.step % options.save_every == 0 or trainer.step == recipe.steps:
+                trainer.save()
+                print(
+                    json.dumps(
+                        {
+                            "step": trainer.step,
+                            "loss": round(mean, 4),
+                            "tokens_per_second": round(tokens / (time.monotonic() - began)),
+                        }
+                    ),
+                    flush=True,
+                )
+    trainer.export(time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main()
