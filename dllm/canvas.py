@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Span:
-    """Columns of every row, ascending; where a row has fewer than W, one is repeated, and `valid` is False at the repeats."""
+    """Columns of every row, ascending; a row with fewer than W repeats one of them, and `valid` is False at the repeats."""
 
     columns: Int[Tensor, "B W"]
     valid: Bool[Tensor, "B W"]
@@ -30,7 +30,7 @@ class Span:
         column = torch.arange(length, device=mask.device).expand(n_rows, length)
         last = column.masked_fill(~mask, 0).amax(1, keepdim=True)
         slot = (mask.cumsum(1) - 1).masked_fill(~mask, width)  # one slot too many takes the columns that are not wanted
-        columns = last.repeat(1, width + 1).scatter_(1, slot, column)[:, :width]
+        columns = last.repeat(1, width + 1).scatter_(1, slot, column)[:, :width].contiguous()
         return cls(columns, torch.arange(width, device=mask.device) < mask.sum(1, keepdim=True))
 
     def __getitem__(self, rows: Int[Tensor, " R"]) -> "Span":

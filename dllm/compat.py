@@ -52,7 +52,7 @@ def generate(
     dual_cache: bool = False,
     seed: int | None = None,
     return_dict: bool = False,
-) -> Int[Tensor, "B P+gen_length"] | Output:
+) -> Int[Tensor, "B P+{gen_length}"] | Output:
     """Decode a left-padded batch of prompts; every row comes back as it went in, followed by its answer.
 
     attention_mask: 0 at the padding. threshold or factor choose Fast-dLLM's rules, else `steps` are spread evenly.

@@ -1,7 +1,8 @@
 """The one decoding loop: survey the rows, predict, let the sampler choose, commit, until nothing is masked.
 
-`Run.predict` is the only place that runs the model and counts forwards; `Run.commit` the only one that writes the canvas.
-Rows do not wait for each other: each has its own block, finishes on its own, and gives its place to a waiting prompt.
+`Run.predict` is the only place that runs the model and counts forwards; `Run.commit` the only one that writes what a
+sampler chose. Rows do not wait for each other: each has its own block, finishes on its own, and gives its place to a
+waiting prompt.
 """
 
 import time
@@ -27,7 +28,7 @@ from dllm.trace import Observer, Step
 
 @dataclass(frozen=True)
 class Survey:
-    """Where every row in flight stands, on the device; and, read from there in one transfer, what the host decides on."""
+    """Where every row in flight stands: tensors on the device, and lists that the host read in one transfer."""
 
     block: Span
     window: Span
@@ -83,8 +84,6 @@ class Run:
         for slot in range(n_rows):
             self.admit(slot)
 
-    # Rows ---------------------------------------------------------------------------------------------------------------
-
     def admit(self, slot: int) -> None:
         """Give a row of the batch to the next waiting prompt."""
         index = self.waiting.popleft()
@@ -129,8 +128,6 @@ class Run:
         if not self.settings.eos_early_stop or not ends:
             return answer
         return answer[: ends[0] + 1] + [self.spec.eos_ids[0]] * (len(answer) - ends[0] - 1)
-
-    # Steps --------------------------------------------------------------------------------------------------------------
 
     def survey(self) -> Survey:
         """Find every row's block, the one that holds its first mask, and what its next forward computes."""
@@ -238,10 +235,10 @@ class Run:
         if len(rows) == len(self.slots):
             self.canvas.write(p.span, p.current, after)
         else:
-            index = torch.tensor(rows, device=self.device)
-            some = Canvas(self.canvas.tokens[index], self.canvas.prompt_lengths, self.canvas.lengths, self.mask_id)
+            canvas, index = self.canvas, torch.tensor(rows, device=self.device)
+            some = Canvas(canvas.tokens[index], canvas.prompt_lengths[index], canvas.lengths[index], self.mask_id)
             some.write(p.span, p.current, after)
-            self.canvas.tokens[index] = some.tokens
+            canvas.tokens[index] = some.tokens
         requests = [self.slots[r] for r in rows]
         seconds = time.perf_counter() - self.began
         step = Step(self.forwards - 1, requests, p.span, p.current, after, p.confidence, seconds)

@@ -36,7 +36,8 @@ def requests(
         raise DllmError("no prompts were given; give at least one.")
     if request_ids is not None and len(request_ids) != len(rows):
         raise DllmError(f"{len(request_ids)} request_ids for {len(rows)} prompts; give one for each.")
-    found, seen = [], {}
+    found: list[Request] = []
+    seen: dict[tuple[int, ...], int] = {}
     for index, row in enumerate(rows):
         for repeat in range(repeats):
             if request_ids is not None:
@@ -84,7 +85,7 @@ def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
 
 @dataclass(frozen=True)
 class Generation:
-    """Finished rows, in the order of the prompts. Unpacks as (tokens, nfe), the pair that Fast-dLLM's functions return."""
+    """Finished rows, in the order of the prompts. Unpacks as (tokens, nfe), as Fast-dLLM's functions return them."""
 
     tokens: Int[Tensor, "B L"]
     """Whole rows, prompt then answer; columns after a row's end hold the end of text."""

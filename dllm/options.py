@@ -1,4 +1,4 @@
-"""Names and options of samplers and caches as users write them: "threshold:threshold=0.8" <-> Threshold(threshold=0.8)."""
+"""Samplers and caches as users write them: "threshold:threshold=0.8" is Threshold(threshold=0.8)."""
 
 import types
 import typing

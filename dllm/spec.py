@@ -1,7 +1,7 @@
 """What decoding needs to know about a model. Families differ here and nowhere else."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -73,6 +73,7 @@ class ModelSpec:
         return Span((span.columns - self.logits_shift).clamp(min=0), span.valid)
 
 
+@runtime_checkable  # so that the types of a call can be checked in tests
 class Model(Protocol):
     """A network that the engine can run. `tokenizer` is None where a checkpoint has none: token ids in and out."""
 

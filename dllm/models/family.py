@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
@@ -39,23 +40,79 @@ class Family:
             return [spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim]
         return [rows // 2, rows // 2] if ".gate_up." in parameter else [rows]
 
+    def parts(self, spec: ModelSpec, parameter: str, value: Tensor) -> dict[str, Tensor]:
+        """A parameter cut, without copying, into the tensors that the checkpoint has for it."""
+        sizes = self.part_sizes(spec, parameter, len(value))
+        return dict(zip(self.sources(parameter), torch.split(value, sizes), strict=True))
+
     def checkpoint(self, model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
         """The model's parameters under the names and in the shapes of the family's checkpoints."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for parameter, value in model.named_parameters():
-            sizes = self.part_sizes(spec, parameter, len(value))
-            for name, part in zip(self.sources(parameter), value.detach().split(sizes), strict=True):
-                tensors[name] = part.contiguous()
+            tensors |= self.parts(spec, parameter, value.detach())
         return tensors
 
 
+# Reading a config. Each of these raises DllmError naming the key and what stands there.
+
+
 def required(config: Config, key: str) -> Any:
-    """A key that the config must have. Raises DllmError naming it."""
+    """A key that the config must have."""
     if config.get(key) is None:
         raise DllmError(f"config.json has no {key!r}, which this family needs; is the file complete?")
     return config[key]
 
 
-def ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """A config's one id, list of ids, or nothing, as a tuple."""
-    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+def size(config: Config, key: str, default: int | None = None) -> int:
+    """A whole number of at least 1; without a default the key must be there."""
+    value = default if config.get(key) is None and default is not None else required(config, key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DllmError(f"config.json has {key}={value!r}; it must be a whole number of at least 1.")
+    return value
+
+
+def number(config: Config, key: str, default: float) -> float:
+    """A number above 0."""
+    value = default if config.get(key) is None else config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise DllmError(f"config.json has {key}={value!r}; it must be a number above 0.")
+    return float(value)
+
+
+def flag(config: Config, key: str, default: bool) -> bool:
+    value = default if config.get(key) is None else config[key]
+    if not isinstance(value, bool):
+        raise DllmError(f"config.json has {key}={value!r}; it must be true or false.")
+    return value
+
+
+def ids(config: Config, key: str) -> tuple[int, ...]:
+    """One token id, a list of them, or none."""
+    value = config.get(key)
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if value == [] or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in found):
+        raise DllmError(f"config.json has {key}={value!r}; it must be a token id or a list of them.")
+    return tuple(found)
+
+
+def refuse(config: Config, only: Mapping[str, Any]) -> None:
+    """Raise if a key asks for a network that is not built here: `only` has the one value that each may have."""
+    for key, wanted in only.items():
+        if config.get(key, wanted) not in (wanted, None):
+            raise DllmError(
+                f"config.json has {key}={config[key]!r}; only {wanted!r} is supported, so it is not opened."
+            )
+
+
+def checked(spec: ModelSpec) -> ModelSpec:
+    """The spec, if its numbers fit together."""
+    if spec.n_heads % spec.n_kv_heads:
+        raise DllmError(
+            f"config.json has {spec.n_heads} heads, which {spec.n_kv_heads} key/value heads cannot share evenly."
+        )
+    if spec.head_dim % 2:
+        raise DllmError(f"config.json makes heads {spec.head_dim} wide; rotary positions need an even width.")
+    named = [*spec.eos_ids, *([] if spec.mask_id is None else [spec.mask_id])]
+    if named and max(named) >= spec.vocab_size:
+        raise DllmError(f"config.json names the token id {max(named)}, beyond the vocabulary of {spec.vocab_size}.")
+    return spec

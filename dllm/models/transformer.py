@@ -30,7 +30,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
-        return F.rms_norm(x.to(wide(x.dtype)), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+        scaled: Tensor = F.rms_norm(x.to(wide(x.dtype)), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+        return scaled
 
 
 Rotation = tuple[Float[Tensor, "B Q 1 D"], Float[Tensor, "B Q 1 D"]]

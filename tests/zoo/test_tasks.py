@@ -1,8 +1,11 @@
 import re
+from itertools import pairwise
 
 import pytest
 
-from dllm.zoo.tasks import FAMILIES, LISTS, TASKS, consistent, correct, make, problems, split_of
+from dllm.zoo.tasks import TASKS, consistent, correct, make, problems, split_of
+from dllm.zoo.tasks.code import FAMILIES
+from dllm.zoo.tasks.lists import LISTS
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -14,7 +17,7 @@ def test_a_sampled_answer_passes_its_own_checkers(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_another_problems_answer_fails(task):
     several = problems(task, 200)
-    wrong = sum(correct(a, b.answer) for a, b in zip(several, several[1:], strict=False) if a.answer != b.answer)
+    wrong = sum(correct(a, b.answer) for a, b in pairwise(several) if a.answer != b.answer)
     assert wrong <= 0.04 * len(several)  # two word problems may share a number
 
 
@@ -80,6 +83,10 @@ def test_code_is_compared_up_to_the_names_of_locals_and_never_run():
 
 
 def test_arguments_out_of_range_are_refused():
-    for arguments in (("maths", 0, 0), ("math", 0, 0, "dev"), ("math", 0, 0, "train", 2.0)):
-        with pytest.raises(ValueError):
+    for arguments, message in (
+        (("maths", 0, 0), "did you mean 'math'"),
+        (("math", 0, 0, "dev"), "unknown split 'dev'"),
+        (("math", 0, 0, "train", 2.0), r"level=2\.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             make(*arguments)

@@ -1,0 +1,34 @@
+# Two commands set everything up on a machine that has only Python 3.11 or 3.12: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed  ## install, then compare samplers and caches on the bundled model
+	$(BIN)/dllm generate "Anna has 12 apples. Anna buys 3 bags with 5 apples each. How many apples does Anna have?" --gen_length 64
+	$(BIN)/dllm compare --task math --n 48 --samplers static,threshold,factor --caches none,dual --gen_length 64 --png runs/compare.png --csv runs/compare.csv
+
+test: $(VENV)/.tested  ## install, then run every test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.tested  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,189 @@
+"""The options of the command line, made from the fields of the settings and samplers that they set."""
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import dllm
+from dllm.errors import DllmError, unknown
+from dllm.options import convert
+from dllm.settings import ALIASES, NAMES, Settings
+
+ALSO = ALIASES | {"model_path": "model", "pretrained": "model", "tasks": "task", "confidence_threshold": "threshold"}
+"""Names that other projects give to our options."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises DllmError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise DllmError(f"{message}; see {self.prog} --help.")
+
+
+def read(argv: list[str]) -> argparse.Namespace:
+    """The command and its options. Raises DllmError for what is not known, SystemExit after --help and --version."""
+    parser, commands = build()
+    if argv and not argv[0].startswith("-") and argv[0] not in commands:
+        raise unknown("command", argv[0], commands)
+    end = argv.index("--") if "--" in argv else len(argv)
+    options, rest = parser.parse_known_args([*map(spelled, argv[:end]), *argv[end:]])
+    if "command" not in options:
+        parser.print_help()
+        parser.exit()
+    for item in rest:
+        if re.match("-[^0-9 ]", item) and item not in argv[end:]:
+            known = commands[options.command].format_usage()
+            raise unknown("option", item.partition("=")[0], re.findall(r"--\w+", known))
+    if options.command == "generate":  # argparse leaves over the prompts that stand after an option
+        options.prompt += [item for item in rest if item != "--"]
+    elif rest:
+        raise DllmError(f"unexpected argument {rest[0]!r}; see dllm {options.command} --help.")
+    return options
+
+
+def spelled(item: str) -> str:
+    """An option as it is registered: underscores for hyphens, our name for another project's."""
+    if not re.fullmatch(r"--[\w-]+(=.*)?", item, re.DOTALL):
+        return item
+    name, equals, value = item[2:].partition("=")
+    name = name.replace("-", "_")
+    return f"--{ALSO.get(name, name)}{equals}{value}"
+
+
+def shorthands() -> dict[str, str]:
+    """Options of samplers that may stand alone (--threshold 0.8), each with the first sampler that has it."""
+    found: dict[str, str] = {}
+    for sampler, made in dllm.samplers.SAMPLERS.items():
+        for option in fields(made):  # type: ignore[arg-type]  # every registered class is a dataclass
+            found.setdefault(option.name, sampler)
+    return found
+
+
+def docs(settings: type) -> dict[str, str]:
+    """The string that stands under each field of a dataclass."""
+    made = ast.parse(inspect.getsource(settings)).body[0]
+    assert isinstance(made, ast.ClassDef)
+    found = {}
+    for field, under in zip(made.body, made.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(under, ast.Expr) and isinstance(under.value, ast.Constant):
+            found[ast.unparse(field.target)] = str(under.value.value)
+    return found
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Sequence[str], **defaults: Any) -> None:
+    """One option for each of these fields of Settings."""
+    hints, told = get_type_hints(Settings), docs(Settings)
+    usual = {f.name: f.default for f in fields(Settings) if f.default is not MISSING} | defaults
+    parser.set_defaults(settings=names)
+    for name in names:
+        text = told[name].replace("%", "%%")
+        if hints[name] is bool:
+            text += f" --no_{name} turns it off." if usual[name] else ""
+            parser.add_argument(f"--{name}", action="store_true", default=usual[name], help=text)
+            parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
+        elif name == "stop":
+            parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=f"{text} May be repeated.")
+        else:
+            kind = "FLOAT" if hints[name] is float else "INT"
+            text += "" if usual[name] is None else f" [{usual[name]}]"
+            parser.add_argument(f"--{name}", default=usual[name], metavar=kind, help=text)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Settings that the command has, checked."""
+    hints = get_type_hints(Settings)
+    given = {name: getattr(options, name) for name in options.settings}
+    found = {name: convert(name, v, hints[name]) if isinstance(v, str) else v for name, v in given.items()}
+    Settings(**found)
+    return found
+
+
+def listed(names: str) -> list[str]:
+    """The names in "a,b:x=1,y=2,c": a comma before option=value belongs to the name on its left."""
+    found = [name.strip() for name in re.split(r",(?!\s*\w+=)", names)]
+    if not all(found):
+        raise DllmError(f"{names!r} has an empty name in it.")
+    return list(dict.fromkeys(found))
+
+
+# fmt: off  # a row per option
+def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser, and those of its commands."""
+    from dllm.zoo.tasks import TASKS
+
+    parser = Parser(prog="dllm", description=dllm.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"dllm {dllm.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=False)
+    also = ", ".join(f"--{also} for --{name}" for also, name in ALSO.items())
+    method, samplers, caches = (
+        "NAME[:OPTION=VALUE,...]",
+        ", ".join(dllm.samplers.SAMPLERS),
+        ", ".join(dllm.cache.CACHES),
+    )
+
+    def command(name: str, model: str | None, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        made.epilog = f"Hyphens may stand for underscores. Also understood: {also}."
+        made.set_defaults(command=name)
+        made.add_argument("--model", default=model, help="bundled name, folder or hub id" + f" [{model}]" * bool(model))
+        made.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
+        made.add_argument(
+            "--dtype", help="float32, bfloat16, float16, float64; by default float32 on a CPU, else the checkpoint's"
+        )
+        made.add_argument("--json", action="store_true", help="print one JSON object")
+        return made
+
+    add = command(
+        "generate", "tiny-llada", "answer prompts; in a terminal, show the canvas being denoised"
+    ).add_argument
+    add("prompt", nargs="*", metavar="PROMPT", help="a user's turn; - reads one from standard input")
+    add("--prompt_ids", action="append", default=[], metavar='"1 2 3"', help="a prompt as token ids; may be repeated")
+    add("--sampler", metavar=method, help=f"{samplers} [threshold]")
+    for name, sampler in shorthands().items():
+        add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
+    add("--cache", default="dual", metavar=method, help=f"{caches} [dual]")
+    add(
+        "--remasking",
+        default="low_confidence",
+        choices=("low_confidence", "random"),
+        help="order of the sampler static",
+    )
+    add("--no_chat", action="store_true", help="take prompts as raw text, without the chat template")
+    add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON")
+    add(
+        "--pace",
+        default="0.05",
+        metavar="SECONDS",
+        help="least time of a step on the screen; no figure counts it [0.05]",
+    )
+    add_settings(commands.choices["generate"], NAMES)
+
+    add = command(
+        "compare", "tiny-llada", "run samplers and caches on bundled tasks; tell right answers, forwards and speed"
+    ).add_argument
+    add("--task", default="math", metavar="NAMES", help=f"with commas between: {', '.join(TASKS)} [math]")
+    add("--n", default="100", metavar="INT", help="problems of each task [100]")
+    add(
+        "--samplers",
+        default="static,threshold,factor",
+        metavar="NAMES",
+        help=f"with commas between, options as for generate: {samplers} [%(default)s]",
+    )
+    add("--caches", default="none,prefix,dual", metavar="NAMES", help=f"{caches} [%(default)s]")
+    add("--csv", type=Path, metavar="FILE", help="write the table")
+    add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward")
+    add_settings(
+        commands.choices["compare"], [n for n in NAMES if n not in ("stop", "num_samples")], gen_length=64, seed=0
+    )
+
+    add = command(
+        "doctor", None, "tell what is installed and what runs on it; with --model, whether it fits"
+    ).add_argument
+    add("--prompt_length", default="256", metavar="INT", help="tokens of every prompt [256]")
+    add_settings(commands.choices["doctor"], ["gen_length", "block_length", "batch_size"])
+    return parser, commands.choices

@@ -1,0 +1,213 @@
+"""The command line: dllm generate, dllm compare, dllm doctor."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import dllm
+from dllm.arguments import listed, read, settings_of, shorthands
+from dllm.doctor import conditions, examine, lines
+from dllm.errors import DllmError
+from dllm.generation import Generation, Prompt
+from dllm.options import convert
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
+    commands = {"generate": generate, "compare": compare, "doctor": doctor}
+    try:
+        options = read(list(sys.argv[1:] if argv is None else argv))
+        code = commands[options.command](options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # At its exit Python flushes stdout once more, where nothing could catch the error.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (DllmError, OSError, torch.OutOfMemoryError) as error:
+        print("dllm: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def generate(options: Namespace) -> int:
+    """A terminal shows the canvas being denoised; a pipe gets the answers, and stderr the figures."""
+    prompts, settings, pace = prompts_of(options), settings_of(options), convert("pace", options.pace, float)
+    sampler, cache = sampler_of(options), dllm.cache.make(options.cache)
+    trace = dllm.Trace()
+    with replacing(options.trace) as trace_file:
+        run = dllm.stream(
+            model := load(options),
+            prompts,
+            sampler,
+            cache,
+            remasking=options.remasking,
+            chat=not options.no_chat,
+            observers=[trace] if trace_file else [],
+            **settings,
+        )
+        live = sys.stdout.isatty() and not options.json
+        paused = watch(run, pace if live else None)
+        done = run.result()
+        done = replace(done, seconds=done.seconds - paused)
+        if trace_file:
+            trace.to_json(trace_file)
+    if options.json:
+        used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": not options.no_chat}
+        used["sampler"] = parts(run.sampler, dllm.samplers.SAMPLERS)
+        used["cache"] = parts(cache, dllm.cache.CACHES)
+        print(json.dumps(record(done) | {"settings": used}))
+    else:
+        drawn = settings["temperature"] > 0 or options.remasking == "random" or options.sampler == "random"
+        show(done, live, f", seed {done.seed}" if drawn else "")
+    return 0
+
+
+def sampler_of(options: Namespace) -> dllm.samplers.Sampler:
+    """The sampler asked for by name, or else by one of its options (--factor 1)."""
+    short = shorthands()
+    given = {name: value for name in short if (value := getattr(options, name)) is not None}
+    usual = "static" if options.remasking == "random" else "threshold"
+    return dllm.samplers.make(options.sampler or next((short[name] for name in given), usual), **given)
+
+
+def watch(run: dllm.Run, pace: float | None) -> float:
+    """Take all steps, with a pace live on the screen; returns the seconds that showing them took."""
+    if pace is None:
+        for _ in run:
+            pass
+        return 0.0
+    from dllm.live import LiveView
+
+    with LiveView(run, Console(), pace) as view:
+        for step in run:
+            view(step)
+    return view.paused
+
+
+def show(done: Generation, live: bool, seed: str) -> None:
+    """Print the answers and a line of figures."""
+    from dllm.live import printable
+
+    for answer in done.texts or [" ".join(map(str, ids)) for ids in done.completions]:
+        print(printable(answer) if live else answer, flush=True)
+    Console(stderr=not live, highlight=False).print(
+        f"{done.forwards} forwards, {int(done.answer_tokens.sum())} answer tokens, "
+        f"{done.tokens_per_forward:.2f} tokens per forward, {done.tokens_per_second:.0f} tokens/s, "
+        f"{done.seconds:.2f} s{seed}",
+        style="dim",
+    )
+
+
+def record(done: Generation) -> dict[str, Any]:
+    """A generation as JSON has it: lists with an entry for each answer, and figures for all together."""
+    lists = {"text": done.texts, "tokens": done.completions, "nfe": done.nfe.tolist()}
+    lists["answer_tokens"] = done.answer_tokens.tolist()
+    figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds")
+    return lists | {name: getattr(done, name) for name in figures}
+
+
+def compare(options: Namespace) -> int:
+    """The table goes to stdout, progress to stderr, and files are written when all is done."""
+    from dllm import compare as grid
+
+    settings, n = settings_of(options), convert("n", options.n, int)
+    tasks, pairs = listed(options.task), grid.pairs(listed(options.samplers), listed(options.caches))
+    asked = grid.questions(tasks, n, settings["seed"] or 0)
+    with replacing(options.csv) as csv_file, replacing(options.png) as png_file:
+        model = load(options)
+        cells = grid.run(model, asked, pairs, Console(stderr=True), **settings)
+        used = conditions(model, options.model) | {"tasks": tasks, "n": len(asked)} | settings
+        if csv_file:
+            grid.to_csv(cells, used, csv_file)
+        if png_file:
+            grid.to_png(cells, used, png_file)
+    if options.json:
+        print(json.dumps({"rows": [asdict(cell) for cell in cells], "conditions": used}))
+    else:
+        piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+        out = Console(highlight=False, width=110 if piped else None)
+        out.print(grid.table(cells))
+        out.print(grid.note(used), style="dim")
+    return 0
+
+
+def doctor(options: Namespace) -> int:
+    """Exit code 1 says that the model does not fit."""
+    prompt_length = convert("prompt_length", options.prompt_length, int)
+    report = examine(options.model, options.device, options.dtype, prompt_length, **settings_of(options))
+    print(json.dumps(report) if options.json else "\n".join(lines(report)))
+    return 0 if report.get("model", {}).get("fits", True) else 1
+
+
+def load(options: Namespace) -> Any:
+    """The model, with a bar in a terminal while it is read."""
+    return dllm.load(options.model, device=options.device, dtype=options.dtype, progress=sys.stderr.isatty())
+
+
+def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
+    """A sampler or cache as its name and options."""
+    return {"name": next(name for name, made in registry.items() if type(method) is made), **asdict(method)}
+
+
+def prompts_of(options: Namespace) -> list[Prompt]:
+    """Texts, then token ids. Raises DllmError if there is none."""
+    found: list[Prompt] = [from_stdin() if text == "-" else text for text in options.prompt]
+    for text in options.prompt_ids:
+        words = re.split(r"[\s,]+", text.strip(" \n,[]"))
+        if not all(re.fullmatch("[0-9]+", word) for word in words):
+            raise DllmError(f"--prompt_ids {text!r} is no list of token ids; give whole numbers with spaces between.")
+        found.append([int(word) for word in words])
+    if not found:
+        raise DllmError("no prompt was given; give a text, - for standard input, or --prompt_ids.")
+    return found
+
+
+def from_stdin() -> str:
+    """All of standard input, without the newline that ends it."""
+    try:
+        text = sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise DllmError(f"standard input is not text ({error}).") from error
+    if not text.strip():
+        raise DllmError("standard input is empty; it should hold a prompt.")
+    return text
+
+
+@contextlib.contextmanager
+def replacing(path: Path | None) -> Iterator[Path | None]:
+    """A file beside `path` to write to, which replaces it if all goes well and is removed otherwise.
+
+    It is made at once, so that a place that cannot be written to is found before there is something to write.
+    """
+    if path is None or (path.exists() and not path.is_file() and not path.is_dir()):  # a pipe or a device
+        yield path
+        return
+    target = path.resolve()  # what a link points to
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(0, "it is read-only")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise DllmError(f"{path} cannot be written ({error.strerror}); give another file.") from error
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,223 @@
+"""The grid: every sampler with every cache on the same problems, and what each pair gives and costs."""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+import dllm.cache
+import dllm.samplers
+from dllm.api import generate, stream
+from dllm.errors import DllmError, unknown
+from dllm.evaluate.score import wilson
+from dllm.spec import Model
+from dllm.zoo.tasks import TASKS, Problem, consistent, correct, problems
+
+Progress = Callable[[int, int], None]
+"""Told after every step: answers finished, and forwards so far."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sampler with one cache. Counts per answer are means."""
+
+    sampler: str
+    cache: str
+    n: int
+    right: int
+    accuracy: float
+    low: float
+    high: float
+    """The 95 % Wilson interval of the accuracy."""
+    consistent: int
+    """Answers of which every line is right, not the result alone."""
+    nfe: float
+    answer_tokens: float
+    tokens_per_forward: float
+    rows: float
+    """Columns computed in every layer, all forwards of an answer together."""
+    seconds: float
+    """For all answers together, the warm-up not counted."""
+    tokens_per_second: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.sampler}, {self.cache}"
+
+
+def questions(tasks: Sequence[str], n: int, seed: int) -> list[Problem]:
+    """The first n test problems of each task. Raises DllmError for an unknown task, and for n below 1."""
+    if n < 1:
+        raise DllmError(f"n={n} problems give no share; give at least 1.")
+    for task in tasks:
+        if task not in TASKS:
+            raise unknown("task", task, TASKS)
+    return [problem for task in tasks for problem in problems(task, n, seed, "test")]
+
+
+def pairs(samplers: Sequence[str], caches: Sequence[str]) -> list[tuple[str, str]]:
+    """The grid, all names checked before the first pair runs."""
+    for sampler in samplers:
+        dllm.samplers.make(sampler)
+    for cache in caches:
+        dllm.cache.make(cache)
+    return list(product(samplers, caches))
+
+
+def run(
+    model: Model, asked: Sequence[Problem], chosen: Sequence[tuple[str, str]], console: Console, **settings: Any
+) -> list[Cell]:
+    """A cell for each pair of sampler and cache, with a progress bar on a terminal."""
+    if model.tokenizer is None:
+        raise DllmError("this model has no tokenizer, so it cannot be asked the questions of a task.")
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    cells: list[Cell] = []
+    with Bar(*columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal) as bar:
+        job = bar.add_task("warm-up", total=len(chosen) * len(asked))
+        for i, (sampler, cache) in enumerate(chosen):
+
+            def told(
+                answers: int, forwards: int, done: int = i * len(asked), name: str = f"{sampler}, {cache}"
+            ) -> None:
+                bar.update(job, completed=done + answers, description=f"{name}: {forwards} forwards")
+
+            cells.append(measure(model, asked, sampler, cache, told, **settings))
+    return cells
+
+
+def measure(
+    model: Model,
+    asked: Sequence[Problem],
+    sampler: str,
+    cache: str,
+    told: Progress = lambda _a, _f: None,
+    **settings: Any,
+) -> Cell:
+    """Answer all problems with one sampler and cache. `settings` as of `dllm.generate`."""
+    prompts = [problem.question for problem in asked]
+    # One block of one prompt loads what is loaded lazily; on a GPU kernels also depend on the shape of the batch.
+    some = 1 if model.device.type == "cpu" else settings.get("batch_size", 16)
+    short = min(settings.get("gen_length", 256), settings.get("block_length", 32))
+    generate(model, prompts[:some], sampler, cache, **(settings | {"gen_length": short, "steps": None}))
+    steps = stream(model, prompts, sampler, cache, **settings)
+    for _ in steps:
+        told(len(steps.finished), steps.forwards)
+    done = steps.result()
+    texts = done.texts or [""] * len(asked)
+    right = sum(map(correct, asked, texts))
+    low, high = wilson(right, len(asked))
+    return Cell(
+        sampler=sampler,
+        cache=cache,
+        n=len(asked),
+        right=right,
+        accuracy=right / len(asked),
+        low=low,
+        high=high,
+        consistent=sum(map(consistent, asked, texts)),
+        nfe=float(done.nfe.float().mean()),
+        answer_tokens=float(done.answer_tokens.float().mean()),
+        tokens_per_forward=done.tokens_per_forward,
+        rows=float(done.rows.float().mean()),
+        seconds=done.seconds,
+        tokens_per_second=done.tokens_per_second,
+    )
+
+
+def table(cells: Sequence[Cell]) -> Table:
+    """The cells as a rich table. The last column compares with the first row, whose own figure stands beside it."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for name in ("sampler", "cache"):
+        shown.add_column(name, overflow="fold")
+    for name in ("right\n% [95 %]", "forwards\n/answer", "tokens\n/forward", "rows\n/answer", "time\ns", "tokens\n/s"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("times\nrow 1", justify="right", no_wrap=True)
+    first = cells[0].tokens_per_second
+    for c in cells:
+        share = f"{100 * c.accuracy:.1f} [{100 * c.low:.0f}-{100 * c.high:.0f}]"
+        speed = f"{c.tokens_per_second / first:.1f}" if first else "-"
+        figures = (f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", f"{c.seconds:.2f}")
+        shown.add_row(c.sampler, c.cache, share, *figures, f"{c.tokens_per_second:.0f}", speed)
+    return shown
+
+
+def note(conditions: dict[str, Any]) -> str:
+    """The conditions as one line under a table or a picture."""
+    c = conditions
+    return (
+        f"{c['model']} on {c['device']} ({c['dtype']}, {c['threads']} threads, torch {c['versions']['torch']}); "
+        f"n = {c['n']} test problems of {', '.join(c['tasks'])}, seed {c['seed']}; gen_length {c['gen_length']}, "
+        f"block_length {c['block_length']}, batch_size {c['batch_size']}, temperature {c['temperature']:g}"
+    )
+
+
+def to_csv(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> None:
+    """One line per cell, its conditions in every line."""
+    flat = {name: value for name, value in conditions.items() if name != "versions"}
+    flat |= {"tasks": " ".join(conditions["tasks"]), **conditions["versions"]}
+    rows = [asdict(cell) | flat for cell in cells]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def to_png(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> None:
+    """Accuracy with its interval against tokens per forward: a colour per sampler, a marker per cache."""
+    import textwrap
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    samplers, caches = (list(dict.fromkeys(getattr(c, name) for c in cells)) for name in ("sampler", "cache"))
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    for c in cells:
+        x, y = c.tokens_per_forward, 100 * c.accuracy
+        spread = [[max(0.0, y - 100 * c.low)], [max(0.0, 100 * c.high - y)]]
+        colour, marker = f"C{samplers.index(c.sampler) % 10}", "osD^vP*X"[caches.index(c.cache) % 8]
+        axes.errorbar(x, y, spread, fmt=marker, color=colour, ms=7, mec="white", elinewidth=1, capsize=3, alpha=0.9)
+    axes.set_xlabel("answer tokens per forward")
+    axes.set_ylabel("right answers (%), 95 % interval")
+    axes.set_title("Accuracy against parallelism", loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.25, y=0.1)
+    axes.annotate(
+        "\n".join(textwrap.wrap(note(conditions), 120)), (0, -0.16), xycoords="axes fraction", va="top", fontsize=7
+    )
+    place_labels(canvas, axes, cells, [f"C{samplers.index(c.sampler) % 10}" for c in cells])
+    figure.savefig(path, format="png")
+
+
+def place_labels(canvas: Any, axes: Any, cells: Sequence[Cell], colours: Sequence[str]) -> None:
+    """Write each point's name to its right, moved down where it would cover one that is there already."""
+    canvas.draw()
+    taken: list[Any] = []
+    for c, colour in sorted(
+        zip(cells, colours, strict=True), key=lambda it: (-it[0].accuracy, it[0].tokens_per_forward)
+    ):
+        at = (c.tokens_per_forward, 100 * c.accuracy)
+        for offset in range(8, -400, -3):
+            label = axes.annotate(
+                c.name,
+                at,
+                xytext=(12, offset),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6} if offset < 5 else None,
+            )
+            box = label.get_window_extent(canvas.get_renderer())
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            label.remove()

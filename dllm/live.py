@@ -1,0 +1,113 @@
+"""The canvas while it is denoised: what the terminal shows, step by step."""
+
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from types import TracebackType
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+from dllm.engine import Run
+from dllm.trace import Step
+
+MASK, END, FRESH = ("·", "dim"), ("∎", "dim"), "black on green"
+REDRAW = 0.04
+"""Least seconds between two drawings."""
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: only lines and tabs are left of the control characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+class LiveView:
+    """A renderer for rich, to be told of every step of a run: `with LiveView(run, console) as view: view(step)`.
+
+    pace: least seconds that a step stays on the screen. `paused` is what drawing and waiting took.
+    """
+
+    def __init__(self, run: Run, console: Console, pace: float = 0.0) -> None:
+        self.pace, self.paused = pace, 0.0
+        self.mask_id, self.end_ids, self.tokenizer = run.mask_id, run.spec.eos_ids, run.model.tokenizer
+        self.starts = [len(r.prompt) for r in run.requests]
+        self.answers = [[run.mask_id] * run.settings.gen_length for _ in run.requests]
+        self.steps, self.revealed, self.forwards = [0] * len(run.requests), 0, 0
+        self.fresh: set[tuple[int, int]] = set()
+        """The request and column of what the last step changed."""
+        self.shown = list(range(len(run.requests)))[: run.settings.batch_size]
+        self.pieces: dict[int, str] = {}
+        self.live = Live(self, console=console, auto_refresh=False, transient=True)
+        self.drawn = 0.0
+
+    def __enter__(self) -> "LiveView":
+        self.live.start(refresh=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.live.stop()
+
+    def __call__(self, step: Step) -> None:
+        """Take over what a step changed, draw it, and wait until it has been seen."""
+        began = time.perf_counter()
+        rows, places = step.changed.nonzero(as_tuple=True)
+        columns, tokens = step.span.columns[rows, places].tolist(), step.after[rows, places].tolist()
+        self.fresh, self.shown, self.forwards = set(), step.requests, step.index + 1
+        for request in step.requests:
+            self.steps[request] += 1
+        for row, column, token in zip(rows.tolist(), columns, tokens, strict=True):
+            request = step.requests[row]
+            place = column - self.starts[request]
+            self.answers[request][place] = token
+            self.fresh.add((request, place))
+            self.revealed += token not in self.end_ids
+        if self.pace or began - self.drawn >= REDRAW:
+            self.live.refresh()
+            self.drawn = time.perf_counter()
+            time.sleep(max(0.0, self.pace - (self.drawn - began)))
+        self.paused += time.perf_counter() - began
+
+    def piece(self, token: int) -> str:
+        """A token as text. A character cut into several tokens shows as replacement characters."""
+        if token not in self.pieces:
+            text = f"{token} " if self.tokenizer is None else self.tokenizer.decode([token], skip_special_tokens=False)
+            self.pieces[token] = printable(text)
+        return self.pieces[token]
+
+    def header(self) -> Text:
+        rate = self.revealed / max(1, sum(self.steps))
+        figures = (("step", max(self.steps)), ("forwards", self.forwards), ("tokens per forward", f"{rate:.1f}"))
+        return Text("  ").join(Text.assemble((f"{name} ", "dim"), (str(value), "bold")) for name, value in figures)
+
+    def canvas(self, request: int) -> Text:
+        """The answer as it stands: masks as dots, what the last step revealed marked."""
+
+        def look(place: int) -> tuple[str, str]:
+            token = self.answers[request][place]
+            if token == self.mask_id:
+                return MASK
+            style = FRESH if (request, place) in self.fresh else ""
+            return (END[0], style or END[1]) if token in self.end_ids else (self.piece(token), style)
+
+        looks = map(look, range(len(self.answers[request])))
+        runs = ((style, "".join(text for text, _ in group)) for style, group in groupby(looks, lambda it: it[1]))
+        return Text.assemble(*((text, style) for style, text in runs))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        height = (options.height or console.height) - 2
+        shown = self.shown[: max(1, height // 5)]
+        yield self.header()
+        for request in shown:
+            lines = self.canvas(request).wrap(console, options.max_width - 4)
+            room = max(1, height // len(shown) - 2)
+            # A long answer is shown from its first mask on, with a third of the room for what stands before.
+            masked = next((i for i, line in enumerate(lines) if MASK[0] in line.plain), len(lines))
+            first = max(0, min(masked - room // 3, len(lines) - room))
+            title = f"{request + 1} of {len(self.answers)}" if len(self.answers) > 1 else None
+            yield Panel(
+                Text("\n").join(lines[first : first + room]), title=title, title_align="left", border_style="dim"
+            )
+        if len(shown) < len(self.shown):
+            yield Text(f"and {len(self.shown) - len(shown)} more in flight", style="dim")

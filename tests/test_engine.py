@@ -1,0 +1,373 @@
+"""Properties of the loop that hold for every sampler and every cache, on tiny random models in float64."""
+
+import copy
+from collections import Counter
+
+import cases
+import pytest
+import torch
+
+from dllm import DllmError, Trace, generate, stream
+from dllm.cache import CACHES, DualCache
+from dllm.samplers import SAMPLERS, Sampler, Static
+
+VARIANTS = {
+    "plain": ({}, {}),
+    "shifted": ({"logits_shift": 1, "seed": 1}, {"batch_size": 2, "temperature": 0.8}),
+    "guided": ({"logits_shift": 1, "seed": 3}, {"batch_size": 3, "cfg_scale": 0.7, "steps": 7}),
+}
+"""What the model is, and what is asked of it."""
+
+every_sampler = pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
+every_cache = pytest.mark.parametrize("cache", cases.CACHE_NAMES)
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+shifts = pytest.mark.parametrize("shift", [0, 1])
+
+
+@every_variant
+@every_cache
+@every_sampler
+def test_a_row_does_not_depend_on_its_batch(tiny, sampler, cache, variant):
+    spec, asked = VARIANTS[variant]
+    model, settings = tiny(**spec), {**cases.SHAPE, "seed": 5, **asked}
+    batch = generate(model, cases.PROMPTS, sampler, cache, **settings)
+    for row, prompt in enumerate(cases.PROMPTS):
+        alone = generate(model, prompt, sampler, cache, **settings)
+        assert batch.completions[row] == alone.completions[0]
+        assert (batch.nfe[row], batch.rows[row]) == (alone.nfe[0], alone.rows[0])
+
+
+@every_variant
+@every_cache
+@every_sampler
+def test_every_forward_reveals_and_the_steps_add_up(tiny, sampler, cache, variant):
+    spec, asked = VARIANTS[variant]
+    run = stream(tiny(**spec), cases.PROMPTS, sampler, cache, observers=[trace := Trace()], **{**cases.SHAPE, **asked})
+    took_part = Counter()
+    for step in run:
+        assert step.changed.any(1).all()
+        took_part.update(step.requests)
+    made = run.result()
+    assert took_part == Counter(dict(enumerate(made.nfe.tolist()))) and made.nfe.max() <= 10
+    # Without a sampler that remasks, every token of the answers is revealed exactly once.
+    assert len(trace.changes) == 10 * len(cases.PROMPTS)
+
+
+@every_sampler
+def test_the_steps_of_a_stream_rebuild_the_tokens(model, sampler):
+    run = stream(model, cases.PROMPTS, sampler, **cases.SHAPE, seed=0)
+    canvas = [[*prompt, *[39] * 10] for prompt in cases.PROMPTS]
+    for index, step in enumerate(run):
+        assert step.index == index and step.seconds > 0
+        for row, place in step.changed.nonzero().tolist():
+            request, column = step.requests[row], int(step.span.columns[row, place])
+            assert canvas[request][column] == step.before[row, place] == 39
+            canvas[request][column] = int(step.after[row, place])
+    made = run.result()
+    assert [row[len(p) :] for row, p in zip(canvas, cases.PROMPTS, strict=True)] == made.completions
+    assert made.forwards == index + 1
+
+
+@shifts
+@every_sampler
+@pytest.mark.parametrize("cache", [name for name, cache in CACHES.items() if "refresh" in cache.__dataclass_fields__])
+def test_refreshing_at_every_forward_is_no_cache(tiny, sampler, cache, shift):
+    model = tiny(logits_shift=shift)
+    plain, stored = (
+        generate(model, cases.PROMPTS, sampler, c, **cases.SHAPE, seed=0, temperature=0.5)
+        for c in ("none", f"{cache}:refresh=1")
+    )
+    assert torch.equal(plain.tokens, stored.tokens) and torch.equal(plain.nfe, stored.nfe)
+    assert torch.equal(plain.rows, stored.rows)
+
+
+@every_cache
+@every_sampler
+def test_blocks_are_finished_from_left_to_right(model, sampler, cache):
+    generate(model, cases.PROMPTS, sampler, cache, **cases.SHAPE, seed=0, observers=[trace := Trace()])
+    for request, prompt in enumerate(cases.PROMPTS):
+        blocks = [(c["column"] - len(prompt)) // 4 for c in trace.changes if c["request"] == request]
+        assert blocks == [0] * 4 + [1] * 4 + [2] * 2
+
+
+@every_cache
+@every_sampler
+def test_a_mask_in_a_prompt_is_a_token_like_any_other(model, sampler, cache):
+    prompts = [[3, 39, 4], [39], [39, 39, 1, 5]]
+    made = generate(model, prompts, sampler, cache, **cases.SHAPE, seed=0, cfg_scale=0.5)
+    for row, prompt in enumerate(prompts):
+        assert made.tokens[row, : len(prompt)].tolist() == prompt and 39 not in made.completions[row]
+
+
+@every_sampler
+def test_the_same_seed_gives_the_same_tokens_and_another_gives_others(model, sampler):
+    first, again, other = (
+        generate(model, cases.PROMPTS, sampler, "dual", **cases.SHAPE, temperature=1.0, seed=seed) for seed in (3, 3, 4)
+    )
+    assert first.completions == again.completions != other.completions and first.seed == 3
+
+
+def test_without_a_seed_one_is_drawn_and_told(model):
+    ask = {**cases.SHAPE, "temperature": 1.0}
+    drawn = generate(model, cases.PROMPTS, **ask)
+    assert drawn.completions == generate(model, cases.PROMPTS, **ask, seed=drawn.seed).completions
+
+
+def test_without_a_temperature_the_seed_does_not_matter(model):
+    one, two = (generate(model, cases.PROMPTS, **cases.SHAPE, seed=seed) for seed in (1, 2))
+    assert one.completions == two.completions
+
+
+def test_a_random_order_depends_on_the_seed(model):
+    orders = []
+    for seed in (1, 1, 2):
+        generate(model, [3, 1, 4], "static", remasking="random", gen_length=8, seed=seed, observers=[trace := Trace()])
+        orders.append([change["column"] for change in trace.changes])
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(orders[2])
+
+
+def test_the_same_prompt_asked_twice_is_drawn_twice(model):
+    ask = {**cases.SHAPE, "temperature": 1.0, "seed": 0}
+    samples = generate(model, [3, 1, 4], **ask, num_samples=3)
+    listed = generate(model, [[3, 1, 4]] * 3, **ask)
+    assert samples.completions == listed.completions and len(set(map(tuple, samples.completions))) == 3
+    named = generate(model, [[3, 1, 4]] * 2, **ask, request_ids=[7, 7])
+    assert named.completions[0] == named.completions[1]
+
+
+@every_cache
+def test_a_sampler_is_told_the_steps_of_its_row(model, cache):
+    seen = []
+
+    class Watch(Static):
+        def __call__(self, p):
+            seen.append([p.step.tolist(), p.block_step.tolist()])
+            return super().__call__(p)
+
+    for step in stream(model, cases.PROMPTS, Watch(), cache, **cases.SHAPE, batch_size=2):
+        seen[-1].append(step.requests)
+    of_rows = {}
+    for steps, block_steps, requests in seen:
+        for row, *counts in zip(requests, steps, block_steps, strict=True):
+            of_rows.setdefault(row, []).append(counts)
+    assert of_rows == {row: [[i, i % 4] for i in range(10)] for row in range(4)}
+
+
+@pytest.mark.parametrize(("steps", "gen_length", "block_length"), [(4, 16, 8), (6, 24, 8), (5, 10, 4), (10, 10, 4)])
+@every_cache
+def test_a_schedule_of_s_steps_runs_s_forwards(model, cache, steps, gen_length, block_length):
+    shape = {"gen_length": gen_length, "block_length": block_length, "eos_early_stop": False}
+    for sampler in ("static", "random"):
+        assert generate(model, cases.PROMPTS, sampler, cache, steps=steps, **shape).nfe.tolist() == [steps] * 4
+
+
+def test_a_schedule_never_spends_a_forward_on_nothing(model):
+    assert generate(model, [3], "static", steps=50, **cases.SHAPE).nfe == 10  # more steps than tokens
+    assert generate(model, [3], "static", steps=1, **cases.SHAPE).nfe == 3  # fewer steps than blocks
+
+
+@shifts
+@pytest.mark.parametrize("sampler", ["threshold:threshold=1.0", "factor:factor=1e-9"])
+@every_cache
+def test_the_strictest_rules_are_one_token_a_step(tiny, cache, sampler, shift):
+    model = tiny(logits_shift=shift)
+    strict, one = (generate(model, cases.PROMPTS, s, cache, **cases.SHAPE) for s in (sampler, "static"))
+    assert torch.equal(strict.tokens, one.tokens) and strict.nfe.tolist() == [10] * 4
+
+
+def test_the_loosest_rules_reveal_a_block_at_once(model):
+    for sampler in ("threshold:threshold=0", "factor:factor=1e9"):
+        assert generate(model, cases.PROMPTS, sampler, **cases.SHAPE).nfe.tolist() == [3] * 4
+
+
+def rows_of(cache, prompt, taken, shift, gen_length=10, block_length=4):
+    """Columns that a cache computes for a row that took so many forwards in each of its blocks."""
+    whole, total = prompt + gen_length, 0
+    for block, forwards in enumerate(taken):
+        start = prompt + block * block_length
+        stop = min(start + block_length, whole)
+        first = max(start - shift, 0)
+        later = {"none": whole, "prefix": whole - first, "dual": stop - first}[cache]
+        total += whole + (forwards - 1) * later
+    return total
+
+
+@shifts
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_cache_computes_what_its_name_says(tiny, cache, guidance, shift):
+    ask = {**cases.SHAPE, "cfg_scale": guidance, "steps": 8}
+    made = generate(tiny(logits_shift=shift), cases.PROMPTS, "static", cache, **ask)
+    want = [(1 + (guidance > 0)) * rows_of(cache, len(p), [3, 3, 2], shift) for p in cases.PROMPTS]
+    assert made.rows.tolist() == want and made.nfe.tolist() == [8] * 4
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_refresh_that_finishes_its_block_is_its_only_forward(model, cache):
+    made = generate(model, cases.PROMPTS, "threshold:threshold=0", cache, **cases.SHAPE)
+    assert made.nfe.tolist() == [3] * 4 and made.rows.tolist() == [3 * (len(p) + 10) for p in cases.PROMPTS]
+
+
+@pytest.mark.parametrize("attention", ["full", "block"])
+@every_cache
+def test_caches_serve_every_pattern_of_attention(tiny, cache, attention):
+    model = tiny(attention=attention, block_length=4)
+    batch = generate(model, cases.PROMPTS, "static", cache, **cases.SHAPE)
+    for row, prompt in enumerate(cases.PROMPTS):
+        assert batch.completions[row] == generate(model, prompt, "static", cache, **cases.SHAPE).completions[0]
+
+
+@shifts
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
+@every_cache
+@every_sampler
+def test_a_block_causal_model_loses_nothing_to_a_cache(tiny, sampler, cache, guidance, shift):
+    """What stands before a block cannot see it, and what follows is not seen, so that stored keys stay exact."""
+    model, prompts = (
+        tiny(attention="block", block_length=4, logits_shift=shift),
+        [[3, 1, 4, 1], [5, 9, 2, 6, 5, 3, 5, 8]],
+    )
+    ask = {**cases.SHAPE, "cfg_scale": guidance, "seed": 0, "temperature": 0.3}
+    plain, stored = (generate(model, prompts, sampler, c, **ask) for c in ("none", cache.partition(":")[0]))
+    assert torch.equal(plain.tokens, stored.tokens) and torch.equal(plain.nfe, stored.nfe)
+
+
+def test_a_batch_shares_its_forwards(model):
+    alone = sum(generate(model, p, "static", "none", **cases.SHAPE).forwards for p in cases.PROMPTS)
+    assert generate(model, cases.PROMPTS, "static", "none", **cases.SHAPE).forwards == alone // 4 == 10
+
+
+def test_the_models_own_cacheability_chooses_the_cache(tiny):
+    prompts = [[1, 5, 9, 2, 6, 5, 3]]
+    cached, uncached = (generate(tiny(cacheable=c), prompts, "static", **cases.SHAPE).rows for c in (True, False))
+    assert uncached == 10 * 17 and cached == generate(tiny(), prompts, "static", DualCache(), **cases.SHAPE).rows
+    with pytest.raises(DllmError, match=r"cannot use DualCache.*cache='none'"):
+        generate(tiny(cacheable=False), prompts, cache="dual")
+
+
+@every_sampler
+def test_a_row_stops_where_all_before_its_end_of_text_is_decided(tiny, sampler):
+    ask = {"gen_length": 24, "block_length": 8, "seed": 0}
+    usual = generate(tiny(), cases.PROMPTS, sampler, "none", **ask).completions
+    stopped = 0
+    for eos in {answer[9] for answer in usual}:  # let the text end in the second block
+        model = tiny(eos_ids=(eos, 38))
+        whole, short = (generate(model, cases.PROMPTS, sampler, "none", **ask, eos_early_stop=e) for e in (False, True))
+        for row, (long, cut) in enumerate(zip(whole.completions, short.completions, strict=True)):
+            end = next((i for i, t in enumerate(long) if t in (eos, 38)), 24)
+            assert cut[: end + 1] == long[: end + 1] and set(cut[end + 1 :]) <= {eos}
+            assert short.answer_tokens[row] == whole.answer_tokens[row] == end
+            assert short.nfe[row] < whole.nfe[row] if end < 16 else short.nfe[row] <= whole.nfe[row]
+            stopped += end < 16
+    assert stopped >= 4
+
+
+def test_guards_against_the_end_of_text(tiny):
+    model, traces = tiny(eos_ids=(31,)), []  # 31 is half of this answer
+    for guard in ({}, {"logits_eos_inf": True}, {"confidence_eos_eot_inf": True}):
+        ask = {"gen_length": 16, "eos_early_stop": False, **guard}
+        generate(model, [3, 1, 4], "static", **ask, observers=[trace := Trace()])
+        traces.append(trace.changes)
+    plain, never, last = ([change["token"] for change in changes] for changes in traces)
+    assert 31 not in never and plain.index(31) < last.index(31)
+    assert all((change["confidence"] == 0) == (change["token"] == 31) for change in traces[2])
+
+
+@every_cache
+def test_a_model_of_nan_is_an_error_that_names_the_prompt(tiny, cache):
+    model = copy.deepcopy(tiny())
+    model.head.weight[7, 3] = torch.nan
+    with pytest.raises(DllmError, match=r"NaN logits for prompt 0 at step 1.*torch\.float64"):
+        generate(model, cases.PROMPTS, "threshold", cache, **cases.SHAPE)
+
+
+def test_nan_in_the_last_step_is_an_error_too(tiny):
+    model = copy.deepcopy(tiny())
+    model.norm.weight[3] = torch.nan
+    with pytest.raises(DllmError, match="NaN logits"):
+        generate(model, [3, 1, 4], "threshold:threshold=0", gen_length=4)
+
+
+def test_a_sampler_that_reveals_nothing_is_stopped(model):
+    class Idle(Sampler):
+        def __call__(self, p):
+            return p.current
+
+        def __repr__(self):
+            return "Idle()"
+
+    with pytest.raises(RuntimeError, match=r"Idle\(\) revealed nothing in a step of prompt 0"):
+        generate(model, cases.PROMPTS, Idle(), **cases.SHAPE)
+
+
+def test_a_sampler_without_a_rule_says_so(model):
+    with pytest.raises(NotImplementedError, match="Sampler does not say what to reveal"):
+        generate(model, [3], Sampler(), gen_length=4)
+
+
+def test_an_unfinished_run_has_no_result(model):
+    run = stream(model, cases.PROMPTS, **cases.SHAPE)
+    next(iter(run))
+    with pytest.raises(RuntimeError, match="0 of 4 rows are finished; take all steps first"):
+        run.result()
+
+
+@pytest.mark.xfail(strict=True, reason="rows of the groups that the break left out count as having revealed nothing")
+def test_a_stream_that_was_left_goes_on(model):
+    ask = {**cases.SHAPE, "gen_length": 12}
+    run = stream(model, cases.PROMPTS, "threshold:threshold=0.6", "dual", **ask)
+    while len(run.finished) < 4:
+        for _ in run:
+            break
+    whole = generate(model, cases.PROMPTS, "threshold:threshold=0.6", "dual", **ask)
+    assert run.result().completions == whole.completions and torch.equal(run.result().nfe, whole.nfe)
+
+
+@pytest.mark.xfail(strict=True, reason="names that stand for `sampler` are listed, but not understood")
+def test_a_name_that_is_suggested_is_understood(model):
+    assert generate(model, [3], alg="static", gen_length=4).nfe == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "treshold"}, "unknown sampler 'treshold'; did you mean 'threshold'"),
+        ({"sampler": "xyz"}, r"unknown sampler 'xyz'; There are: .*static"),
+        ({"cache": "duel"}, "unknown cache 'duel'; did you mean 'dual'"),
+        ({"gen_lenght": 8}, "unknown argument 'gen_lenght'; did you mean 'gen_length'"),
+        ({"remasking": "randon"}, "unknown remasking 'randon'; did you mean 'random'"),
+        ({"sampler": "factor", "remasking": "random"}, r"remasking='random' .* static schedule; Factor\(factor=1.0\)"),
+        ({"gen_length": 126}, "prompt 0 of 3 tokens and gen_length=126 make 129; the model's context is 128"),
+        ({"prompts": [[3], [1] * 120], "gen_length": 9}, "prompt 1 of 120 tokens and gen_length=9 make 129"),
+        ({"mask_id": 40, "gen_length": 8}, "mask_id=40 is outside the vocabulary of 40 tokens"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(model, arguments, message):
+    with pytest.raises(DllmError, match=message):
+        generate(model, **{"prompts": [3, 1, 4], **arguments})
+
+
+def test_models_that_cannot_fill_masks_are_refused(tiny):
+    with pytest.raises(DllmError, match="a causal model predicts one next token"):
+        generate(tiny(attention="causal"), [3])
+    with pytest.raises(DllmError, match=r"no mask token; give mask_id="):
+        generate(tiny(mask_id=None), [3], gen_length=8)
+
+
+def test_another_mask_id_can_be_given(tiny):
+    ours, theirs = (generate(tiny(mask_id=m), [3, 1], gen_length=8, mask_id=39) for m in (39, None))
+    assert ours.completions == theirs.completions
+
+
+@pytest.mark.parametrize("alias", ["max_new_tokens", "max_tokens", "gen_len"])
+def test_other_projects_names_are_understood(model, alias):
+    ours = generate(model, cases.PROMPTS, "static", gen_length=8, block_length=4, steps=4)
+    theirs = generate(model, cases.PROMPTS, "low_confidence", **{alias: 8}, block_size=4, diffusion_steps=4)
+    assert torch.equal(ours.tokens, theirs.tokens) and theirs.nfe.tolist() == [4] * 4
+
+
+def test_samplers_and_caches_are_given_by_name_or_as_objects(model):
+    by_name = generate(model, cases.PROMPTS, "static", "dual", **cases.SHAPE)
+    assert by_name.completions == generate(model, cases.PROMPTS, Static(), DualCache(), **cases.SHAPE).completions
+    assert SAMPLERS["static"] is Static and CACHES["dual"] is DualCache

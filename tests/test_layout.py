@@ -1,0 +1,86 @@
+"""Who may import whom, read from the source; and what every method in a registry must tell about itself.
+
+api, compat, loading, cli, evaluate ──► all of these
+engine ──► samplers, cache, generation, settings, schedule, trace, spec
+samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
+generation ──► spec, noise                 settings ──► spec                      trace, spec ──► canvas
+options ──► errors                         canvas, noise, schedule, errors ──► nothing
+"""
+
+import ast
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import pytest
+
+from dllm.cache import CACHES
+from dllm.samplers import SAMPLERS
+
+ROOT = Path(__file__).parent.parent / "dllm"
+LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "schedule": set()}
+MAY_IMPORT = {
+    **LEAVES,
+    "options": {"errors"},
+    "spec": {"canvas", "errors"},
+    "trace": {"canvas"},
+    "settings": {"spec", "errors"},
+    "generation": {"spec", "noise", "errors"},
+    "samplers": {"canvas", "noise", "options", "errors"},
+    "cache": {"canvas", "spec", "options", "errors"},
+    "models": {"canvas", "spec", "errors"},
+    "engine": {"cache", "samplers", "canvas", "errors", "generation", "noise", "schedule", "settings", "spec", "trace"},
+}
+"""Part of the package -> the parts it may import, at the top of a file or inside a function. Other parts are on top."""
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """The parts of dllm that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: {ast.unparse(node)}"  # written out, so that a reader can search for it
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("dllm."))
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_what_stands_below_it(part):
+    files = [path for path in FILES if part_of(path) == part]
+    found = {name for path in files for name in imports(path)} - {part}
+    assert files and found <= MAY_IMPORT[part], found - MAY_IMPORT[part]
+
+
+def test_only_the_methods_that_plot_or_download_load_slow_packages():
+    """The core needs torch and jaxtyping alone."""
+    allowed = {"torch", "jaxtyping", "dllm", "triton", *sys.stdlib_module_names}
+    for path in (path for path in FILES if part_of(path) in MAY_IMPORT):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert {name.split(".")[0] for name in names} <= allowed, f"{path}: {ast.unparse(node)}"
+
+
+def test_token_ids_stand_in_the_families_only():
+    """Ids of special tokens of large vocabularies, as LLaDA's mask 126336, are data of a family."""
+    for path in (path for path in FILES if part_of(path) != "models"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and type(node.value) is int:
+                assert not 100_000 <= node.value < 200_000, f"{path}:{node.lineno} {node.value}"
+
+
+@pytest.mark.parametrize("method", [*SAMPLERS.values(), *CACHES.values()])
+def test_a_method_is_a_frozen_dataclass_that_names_its_source(method):
+    assert is_dataclass(method) and method.__dataclass_params__.frozen
+    told = f"{sys.modules[method.__module__].__doc__} {method.__doc__}"
+    assert "arXiv:" in told or "LLaDA" in told
+    assert not method.__doc__.startswith(f"{method.__name__}("), "a docstring, not the one dataclass makes up"
