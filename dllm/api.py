@@ -10,9 +10,23 @@ from dllm.engine import Run
 from dllm.errors import DllmError, unknown
 from dllm.generation import Generation, Prompt, requests
 from dllm.samplers.base import Sampler
-from dllm.settings import ALIASES, NAMES, Settings
+from dllm.settings import ALIASES, NAMES, SAMPLER_ALIASES, Settings
 from dllm.spec import Model
 from dllm.trace import Observer
+
+
+def canonical(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings under our names. Raises DllmError for a name that is unknown, or given twice under two names."""
+    renamed: dict[str, Any] = {}
+    for name, value in settings.items():
+        known = ALIASES.get(name, name)
+        if known not in NAMES:
+            more = ["sampler", "cache", "remasking", "chat", "request_ids", "observers"]
+            raise unknown("argument", name, [*NAMES, *ALIASES, *SAMPLER_ALIASES, *more])
+        if known in renamed:
+            raise DllmError(f"{known} is given twice, as {renamed[known]!r} and as {name}={value!r}; give it once.")
+        renamed[known] = value
+    return renamed
 
 
 def stream(
@@ -28,13 +42,14 @@ def stream(
     **settings: Any,
 ) -> Run:
     """Start a generation: iterate over the run for its steps, then ask for run.result(). Arguments as of `generate`."""
-    for name in list(settings):
-        known = ALIASES.get(name, name)
-        if known not in NAMES:
-            raise unknown("argument", name, [*NAMES, *ALIASES, "sampler", "cache", "remasking", "chat", "request_ids"])
-        settings[known] = settings.pop(name)
-    checked = Settings(**settings)
+    for name in [name for name in SAMPLER_ALIASES if name in settings]:
+        sampler = settings.pop(name)
+    checked = Settings(**canonical(settings))
     made = dllm.samplers.make(sampler) if isinstance(sampler, str) else sampler
+    if not isinstance(made, Sampler):
+        raise DllmError(
+            f"sampler={sampler!r} is neither a name nor a Sampler; there are: {', '.join(dllm.samplers.SAMPLERS)}."
+        )
     if remasking not in ("low_confidence", "random"):
         raise unknown("remasking", remasking, ["low_confidence", "random"])
     if remasking == "random":
@@ -46,6 +61,8 @@ def stream(
     if cache is None:
         cache = "dual" if model.spec.cacheable else "none"
     stored = dllm.cache.make(cache) if isinstance(cache, str) else cache
+    if not isinstance(stored, Cache):
+        raise DllmError(f"cache={cache!r} is neither a name nor a Cache; names are {', '.join(dllm.cache.CACHES)}.")
     if not model.spec.cacheable and not isinstance(stored, dllm.cache.NoCache):
         raise DllmError(f"this model computes every row by itself and cannot use {stored}; give cache='none'.")
     asked = requests(model, prompts, chat=chat, repeats=checked.num_samples, request_ids=request_ids)
@@ -76,29 +93,34 @@ def generate(
     observers: Sequence[Observer] = (),
     **more: Any,
 ) -> Generation:
-    """Fill `gen_length` masks after every prompt, in blocks, several at a time.
+    """Fill `gen_length` masks after every prompt, in blocks, several prompts at a time.
 
     prompts: a string (a user's turn where the tokenizer has a chat template), chat messages, token ids, or a list of
-    these. sampler, cache: names, with options after a colon ("threshold:threshold=0.8"), or objects; cache None is
-    "dual". The other arguments and `more` are the fields of `dllm.Settings`, and `remasking`, `chat`, `request_ids`.
+    these. sampler, cache: names, with options after a colon ("threshold:threshold=0.8"), or objects; cache None is the
+    dual cache where the model can use one. observers: called with every `dllm.Step`.
+
+    `dllm.Settings` says what the other arguments do. `more` are its remaining fields (mask_id, logits_eos_inf,
+    confidence_eos_eot_inf, stop, num_samples), the names of other projects for any of them (max_new_tokens,
+    block_size), remasking ("random": the order of `static`), chat (False takes strings as raw text), and request_ids
+    (a number for each prompt, which names it for its noise).
     Raises DllmError, a ValueError, for values that cannot be.
     """
-    run = stream(
-        model,
-        prompts,
-        sampler,
-        cache,
-        gen_length=gen_length,
-        block_length=block_length,
-        steps=steps,
-        temperature=temperature,
-        cfg_scale=cfg_scale,
-        seed=seed,
-        eos_early_stop=eos_early_stop,
-        batch_size=batch_size,
-        observers=observers,
-        **more,
-    )
+    named: dict[str, Any] = {
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "steps": steps,
+        "temperature": temperature,
+        "cfg_scale": cfg_scale,
+        "seed": seed,
+        "eos_early_stop": eos_early_stop,
+        "batch_size": batch_size,
+    }
+    for name in [ALIASES[alias] for alias in more if alias in ALIASES]:
+        if named[name] == getattr(
+            Settings, name
+        ):  # max_new_tokens=64 stands instead of a gen_length left at its default
+            del named[name]
+    run = stream(model, prompts, sampler, cache, observers=observers, **named, **more)
     for _ in run:
         pass
     return run.result()

@@ -12,9 +12,14 @@ from typing import Any, NoReturn, get_type_hints
 import dllm
 from dllm.errors import DllmError, unknown
 from dllm.options import convert
-from dllm.settings import ALIASES, NAMES, Settings
+from dllm.settings import ALIASES, NAMES, SAMPLER_ALIASES, Settings
 
-ALSO = ALIASES | {"model_path": "model", "pretrained": "model", "tasks": "task", "confidence_threshold": "threshold"}
+ALSO = {
+    **ALIASES,
+    **dict.fromkeys(SAMPLER_ALIASES, "sampler"),
+    "confidence_threshold": "threshold",
+    "model_path": "model",
+}
 """Names that other projects give to our options."""
 
 
@@ -81,13 +86,13 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str], **defaul
     usual = {f.name: f.default for f in fields(Settings) if f.default is not MISSING} | defaults
     parser.set_defaults(settings=names)
     for name in names:
-        text = told[name].replace("%", "%%")
+        text = (told[name][0].lower() + told[name][1:]).removesuffix(".").replace("%", "%%")
         if hints[name] is bool:
-            text += f" --no_{name} turns it off." if usual[name] else ""
+            text += f"; --no_{name} turns it off" if usual[name] else ""
             parser.add_argument(f"--{name}", action="store_true", default=usual[name], help=text)
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
         elif name == "stop":
-            parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=f"{text} May be repeated.")
+            parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=f"{text}; may be repeated")
         else:
             kind = "FLOAT" if hints[name] is float else "INT"
             text += "" if usual[name] is None else f" [{usual[name]}]"

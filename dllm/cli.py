@@ -84,7 +84,7 @@ def sampler_of(options: Namespace) -> dllm.samplers.Sampler:
 
 
 def watch(run: dllm.Run, pace: float | None) -> float:
-    """Take all steps, with a pace live on the screen; returns the seconds that showing them took."""
+    """Take all steps, with a pace live on the screen; returns the seconds that this added to the run."""
     if pace is None:
         for _ in run:
             pass

@@ -109,7 +109,7 @@ def measure(
     generate(model, prompts[:some], sampler, cache, **(settings | {"gen_length": short, "steps": None}))
     steps = stream(model, prompts, sampler, cache, **settings)
     for _ in steps:
-        told(len(steps.finished), steps.forwards)
+        told(len(steps.schedule.finished), steps.forwards)
     done = steps.result()
     texts = done.texts or [""] * len(asked)
     right = sum(map(correct, asked, texts))

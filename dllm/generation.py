@@ -51,8 +51,14 @@ def requests(
 
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one or many were given."""
-    if isinstance(prompts, Tensor):
+    if isinstance(prompts, Tensor) and prompts.ndim in (1, 2):
         return list(prompts) if prompts.ndim == 2 else [prompts]
+    if isinstance(prompts, Tensor):
+        raise DllmError(f"prompts is a tensor of {prompts.ndim} dimensions; give one row of token ids, or several.")
+    if not isinstance(prompts, Sequence):
+        raise DllmError(
+            f"prompts is a {type(prompts).__name__}; give text, chat messages, token ids, or a list of these."
+        )
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping)):
         return [prompts]  # type: ignore[list-item]  # the first entry tells that this is one prompt
     return list(prompts)  # type: ignore[arg-type]
@@ -68,15 +74,16 @@ def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
             raise DllmError("the prompt is empty; give some text.")
         if isinstance(prompt, str) and chat and tokenizer.chat_template:
             prompt = [{"role": "user", "content": prompt}]
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt)["input_ids"]
-        else:
-            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids)
-    ids = [int(i) for i in prompt]  # type: ignore[arg-type]  # not text, so ids
+        if not isinstance(prompt, str):
+            prompt = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+            return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(prompt)["input_ids"])
+    ids: list[Any] = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
     if not ids:
         raise DllmError("the prompt is empty; give at least one token id.")
+    strange = [i for i in ids if isinstance(i, bool) or not isinstance(i, int)]
+    if strange:
+        raise DllmError(f"{strange[0]!r} in a prompt is not a token id; ids are whole numbers.")
     outside = [i for i in ids if not 0 <= i < spec.vocab_size]
     if outside:
         raise DllmError(f"token id {outside[0]} in a prompt is outside the vocabulary of {spec.vocab_size} tokens.")

@@ -26,21 +26,22 @@ def printable(text: str) -> str:
 class LiveView:
     """A renderer for rich, to be told of every step of a run: `with LiveView(run, console) as view: view(step)`.
 
-    pace: least seconds that a step stays on the screen. `paused` is what drawing and waiting took.
+    pace: least seconds that a step stays on the screen. `paused`: what drawing and waiting took before the last step.
     """
 
     def __init__(self, run: Run, console: Console, pace: float = 0.0) -> None:
-        self.pace, self.paused = pace, 0.0
-        self.mask_id, self.end_ids, self.tokenizer = run.mask_id, run.spec.eos_ids, run.model.tokenizer
-        self.starts = [len(r.prompt) for r in run.requests]
-        self.answers = [[run.mask_id] * run.settings.gen_length for _ in run.requests]
-        self.steps, self.revealed, self.forwards = [0] * len(run.requests), 0, 0
+        requests, self.tokenizer = run.schedule.requests, run.model.tokenizer
+        self.mask_id, self.end_ids = run.settings.mask(run.spec), run.spec.eos_ids
+        self.starts = [len(request.prompt) for request in requests]
+        self.answers = [[self.mask_id] * run.settings.gen_length for _ in requests]
+        self.steps, self.revealed, self.forwards = [0] * len(requests), 0, 0
         self.fresh: set[tuple[int, int]] = set()
-        """The request and column of what the last step changed."""
-        self.shown = list(range(len(run.requests)))[: run.settings.batch_size]
+        """The request and place of what the last step changed."""
+        self.shown = list(range(len(requests)))[: run.settings.batch_size]
         self.pieces: dict[int, str] = {}
         self.live = Live(self, console=console, auto_refresh=False, transient=True)
-        self.drawn = 0.0
+        self.pace, self.drawn = pace, 0.0
+        self.paused, self.pause = 0.0, 0.0
 
     def __enter__(self) -> "LiveView":
         self.live.start(refresh=True)
@@ -52,6 +53,7 @@ class LiveView:
     def __call__(self, step: Step) -> None:
         """Take over what a step changed, draw it, and wait until it has been seen."""
         began = time.perf_counter()
+        self.paused += self.pause
         rows, places = step.changed.nonzero(as_tuple=True)
         columns, tokens = step.span.columns[rows, places].tolist(), step.after[rows, places].tolist()
         self.fresh, self.shown, self.forwards = set(), step.requests, step.index + 1
@@ -67,7 +69,7 @@ class LiveView:
             self.live.refresh()
             self.drawn = time.perf_counter()
             time.sleep(max(0.0, self.pace - (self.drawn - began)))
-        self.paused += time.perf_counter() - began
+        self.pause = time.perf_counter() - began
 
     def piece(self, token: int) -> str:
         """A token as text. A character cut into several tokens shows as replacement characters."""

@@ -1,6 +1,7 @@
 """What a generation depends on besides model, prompts, sampler and cache."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from dllm.errors import DllmError
@@ -13,11 +14,10 @@ ALIASES = {
     "block_size": "block_length",
     "diffusion_steps": "steps",
     "num_denoising_steps": "steps",
-    "alg": "sampler",
-    "remasking_strategy": "sampler",
-    "dllm_unmasking_strategy": "sampler",
 }
-"""Names that other projects give to our arguments."""
+"""Names that other projects give to fields of Settings."""
+SAMPLER_ALIASES = ("alg", "remasking_strategy", "dllm_unmasking_strategy")
+"""Names that other projects give to the argument `sampler`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
     """Never propose an end of text (LLaDA)."""
     confidence_eos_eot_inf: bool = False
     """Give a proposed end of text confidence 0, so that it is revealed last (LLaDA)."""
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     """Cut the text before the first of these strings."""
     num_samples: int = 1
     """Answers to every prompt."""
@@ -59,8 +59,10 @@ class Settings:
                 raise DllmError(f"{name}={value!r} must be a whole number of at least 1.")
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise DllmError(f"{name}={value} must be 0 (off) or a finite number above it.")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise DllmError(f"{name}={value!r} must be 0 (off) or a finite number above it.")
+        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63):
+            raise DllmError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one.")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(
             self, "noise_seed", random.SystemRandom().getrandbits(31) if self.seed is None else self.seed

@@ -26,8 +26,8 @@ from torch import Tensor
 import dllm
 from dllm.cache.base import full_view
 from dllm.canvas import Span
-from dllm.models import FAMILIES
 from dllm.evaluate.score import wilson
+from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
 from dllm.zoo import tasks
 from dllm.zoo.tokenizer import save_tokenizer, train_tokenizer
@@ -200,12 +200,10 @@ class Trainer:
         self.config = config_of(recipe, self.tokenizer)
         self.model = Transformer(self.family.spec(self.config))
         for name, p in self.model.named_parameters():
-            if p.ndim == 2:
+            if ".out." in name or ".down." in name:  # the residual branches start at nothing
+                torch.nn.init.zeros_(p)
+            elif p.ndim == 2:
                 torch.nn.init.normal_(p, std=0.02 if "embed" in name else p.shape[1] ** -0.5)
-        # The residual branches start at nothing.
-        for layer in self.model.layers:
-            torch.nn.init.zeros_(layer.out.weight)
-            torch.nn.init.zeros_(layer.down.weight)
         groups: dict[str, list[torch.nn.Parameter]] = {"matrices": [], "qkv": [], "others": []}
         for name, p in self.model.named_parameters():
             matrix = name.startswith("layers") and p.ndim == 2
@@ -214,7 +212,9 @@ class Trainer:
         # Muon learns these tasks in about half the tokens, but without a norm on q and k it saturates attention when it
         # trains their projections too (logits of 300 after 1,500 steps); those are AdamW's.
         self.optimizers = [
-            torch.optim.Muon(groups["matrices"], lr=r.muon_learning_rate, weight_decay=0.1, momentum=0.95, nesterov=True),
+            torch.optim.Muon(
+                groups["matrices"], lr=r.muon_learning_rate, weight_decay=0.1, momentum=0.95, nesterov=True
+            ),
             torch.optim.AdamW(groups["qkv"], lr=r.learning_rate / 2, betas=(0.9, 0.95), weight_decay=0.05),
             torch.optim.AdamW(groups["others"], lr=r.learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
         ]
@@ -246,10 +246,9 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
-        names = {p: n for n, p in self.model.named_parameters()}
         for optimizer in self.optimizers:
-            for p, slots in optimizer.state.items():
-                tensors |= {f"optimizer.{names[p]}.{key}": value for key, value in slots.items()}
+            for name, p in self.model.named_parameters():
+                tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state.get(p, {}).items()}
         return {name: value.clone().contiguous() for name, value in tensors.items()}
 
     def save(self) -> None:
@@ -266,7 +265,9 @@ class Trainer:
             return
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            self.step, self.tokens, self.seconds = (json.loads(metadata.get(k, "0")) for k in ("step", "tokens", "seconds"))
+            self.step, self.tokens, self.seconds = (
+                json.loads(metadata.get(k, "0")) for k in ("step", "tokens", "seconds")
+            )
             saved = Recipe(**json.loads(metadata["recipe"]))
             if replace(saved, steps=self.recipe.steps) != self.recipe:
                 raise SystemExit(f"{path} belongs to another recipe ({saved}); remove it, or give another --out.")
@@ -294,9 +295,7 @@ class Trainer:
         save_file(tensors, temporary, metadata={"format": "pt"})
         os.replace(temporary, self.folder / "model.safetensors")
         (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
-        (self.folder / "recipe.json").write_text(
-            json.dumps(asdict(self.recipe) | {"seconds": round(seconds)}, indent=2) + "\n"
-        )
+        (self.folder / "recipe.json").write_text(json.dumps(asdict(self.recipe) | facts, indent=2) + "\n")
 
 
 def card(folder: Path, recipe: Recipe, n: int) -> None:
@@ -316,17 +315,18 @@ def card(folder: Path, recipe: Recipe, n: int) -> None:
             chosen = [ok for p, ok in zip(problems, right, strict=True) if kind in ("all", p.kind)]
             low, high = wilson(sum(chosen), len(chosen))
             share = f"{100 * sum(chosen) / len(chosen):.1f} %"
-            rows.append(f"| {task} | {kind} | {len(chosen)} | {share} | {100 * low:.1f}–{100 * high:.1f} % |")
+            rows.append(f"| {task} | {kind} | {len(chosen)} | {share} | {100 * low:.1f} to {100 * high:.1f} % |")
             print(rows[-1], flush=True)
-    table = "\n".join(rows)
+    table, size = "\n".join(rows), model.spec.n_parameters / 1e6
+    tokens, minutes = facts["tokens"] / 1e6, facts["seconds"] / 60
     (folder / "README.md").write_text(f"""---
 license: apache-2.0
 library_name: dllm-decode
 ---
 # {folder.name}
 
-A masked diffusion language model of {model.spec.n_parameters / 1e6:.2f} M parameters in the format of {recipe.family}, trained from
-scratch on procedurally generated word problems (`math`), word lists (`lists`), small functions (`code`) and sums. It is
+A masked diffusion language model of {size:.2f} M parameters in the format of {recipe.family}, trained from scratch on
+procedurally generated word problems (`math`), word lists (`lists`), small functions (`code`) and sums. It is
 made to show and test decoding on a CPU: its answers have several right phrasings, so that revealing too much at once
 makes real mistakes. It knows nothing else.
 
@@ -343,8 +343,9 @@ replace_random), `code` a body whose syntax tree is one of the task's accepted o
 ## Training
 
 LLaDA's objective (arXiv:2502.09992): a share of the answer masked, the loss on the masked tokens over that share; in
-{recipe.block_share:.0%} of the rows the mask is that of block-wise decoding. {facts["steps"]:,} steps, {facts["tokens"] / 1e6:.1f} M tokens,
-{facts["seconds"] / 60:.0f} minutes on {facts["device"]}, seed {facts["seed"]}. The weights are stored in bfloat16. Repeat with
+{recipe.block_share:.0%} of the rows the mask is that of block-wise decoding. {facts["steps"]:,} steps,
+{tokens:.1f} M tokens, {minutes:.0f} minutes on {facts["device"]}, seed {facts["seed"]}.
+The weights are stored in bfloat16. Repeat with
 
     python scripts/train_zoo.py {folder.name} --recipe dllm/zoo/{folder.name}/recipe.json --out FOLDER
 

@@ -29,8 +29,11 @@ DECIDED = [2, 6]
 """A block of 8 in which 2 columns are decided, with the highest confidence: a rule that counts them shows."""
 
 
-def example(confidence=CONFIDENCE, decided=DECIDED, quota=None, first=16):
-    """The prediction for one row whose block begins at column `first`; column i proposes the token i."""
+def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16):
+    """The prediction for one row whose block begins at column `first`; column i proposes the token i.
+
+    quota: how many tokens a schedule reveals now.
+    """
     n = len(confidence)
     entropy = ENTROPY if confidence is CONFIDENCE else [None] * n
     columns = first + torch.arange(n)[None]
@@ -47,7 +50,8 @@ def example(confidence=CONFIDENCE, decided=DECIDED, quota=None, first=16):
         logits=torch.stack([spread(*row).roll(i) for i, row in enumerate(zip(confidence, entropy, strict=True))])[None],
         step=zero,
         block_step=zero,
-        quota=None if quota is None else torch.tensor([quota]),
+        block_steps=zero + 1,
+        block_masked=zero + quota,
         key=Key(0, zero),
     )
 

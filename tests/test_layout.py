@@ -3,8 +3,9 @@
 api, compat, loading, cli, evaluate ──► all of these
 engine ──► samplers, cache, generation, settings, schedule, trace, spec
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
+schedule ──► canvas, generation, settings, spec
 generation ──► spec, noise                 settings ──► spec                      trace, spec ──► canvas
-options ──► errors                         canvas, noise, schedule, errors ──► nothing
+options ──► errors                         canvas, noise, errors ──► nothing
 """
 
 import ast
@@ -18,7 +19,7 @@ from dllm.cache import CACHES
 from dllm.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "schedule": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set()}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "trace": {"canvas"},
     "settings": {"spec", "errors"},
     "generation": {"spec", "noise", "errors"},
+    "schedule": {"canvas", "generation", "settings", "spec"},
     "samplers": {"canvas", "noise", "options", "errors"},
     "cache": {"canvas", "spec", "options", "errors"},
     "models": {"canvas", "spec", "errors"},

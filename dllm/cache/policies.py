@@ -46,9 +46,9 @@ class Refreshed(Cache):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        if self.refresh is not None and self.refresh < 1:
+        if self.refresh is not None and (not isinstance(self.refresh, int) or self.refresh < 1):
             raise DllmError(
-                f"refresh={self.refresh} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
+                f"refresh={self.refresh!r} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
             )
 
 

@@ -77,7 +77,8 @@ class Layer(nn.Module):
         q, k = rotate(self.q_norm(q), by), rotate(self.k_norm(k), by)
         x = x + self.out(view.attend(index, q, k, v).flatten(2))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        out: Tensor = x + self.down(F.silu(gate) * up)
+        return out
 
 
 class Transformer(nn.Module):

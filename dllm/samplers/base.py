@@ -28,8 +28,10 @@ class Prediction:
     """Steps that the row has taken, over the whole generation."""
     block_step: Int[Tensor, " B"]
     """Steps that the row has taken in its present block."""
-    quota: Int[Tensor, " B"] | None
-    """How many tokens the schedule reveals now; None for a sampler without a schedule."""
+    block_steps: Int[Tensor, " B"]
+    """The block's share of `steps`, for samplers with a schedule."""
+    block_masked: Int[Tensor, " B"]
+    """Masked columns that the block began with."""
     key: Key
     """Noise for samplers that draw."""
 
@@ -55,12 +57,6 @@ class Prediction:
 class Sampler:
     """A rule for what to reveal: frozen settings, called once a step, memoryless."""
 
-    def quota(
-        self, masked: Int[Tensor, " B"], steps: Int[Tensor, " B"], step: Int[Tensor, " B"]
-    ) -> Int[Tensor, " B"] | None:
-        """How many tokens to reveal at `step` of the block's `steps`, of the `masked` it began with; None: no schedule."""
-        return None
-
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         """The next tokens of the span. Every row in which something is masked must change at least once."""
         raise NotImplementedError(f"{type(self).__name__} does not say what to reveal.")
@@ -68,5 +64,5 @@ class Sampler:
 
 def check_probability(name: str, value: float, low: str, high: str) -> None:
     """Raise DllmError unless 0 <= value <= 1; low and high say what the ends of the range mean."""
-    if not 0 <= value <= 1:
-        raise DllmError(f"{name}={value} is not a probability; give a value from 0 ({low}) to 1 ({high}).")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DllmError(f"{name}={value!r} is not a probability; give a value from 0 ({low}) to 1 ({high}).")

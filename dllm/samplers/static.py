@@ -12,14 +12,13 @@ from dllm.samplers.base import Prediction, Sampler
 class Static(Sampler):
     """Reveal the most probable tokens, `steps` spread evenly over the canvas ("low-confidence remasking")."""
 
-    def quota(
-        self, masked: Int[Tensor, " B"], steps: Int[Tensor, " B"], step: Int[Tensor, " B"]
-    ) -> Int[Tensor, " B"]:
-        # The first (masked mod steps) steps take one more; a step of nothing would be a wasted forward.
-        return (masked // steps + (step < masked % steps)).clamp(min=1)
+    def quota(self, p: Prediction) -> Int[Tensor, " B"]:
+        """How many tokens to reveal now. The first (masked mod steps) steps of a block take one more than the others."""
+        more = p.block_step < p.block_masked % p.block_steps
+        return (p.block_masked // p.block_steps + more).clamp(min=1)  # a step of nothing would be a wasted forward
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        return p.reveal(p.top(1 if p.quota is None else p.quota))
+        return p.reveal(p.top(self.quota(p)))
 
 
 @dataclass(frozen=True)
@@ -27,4 +26,4 @@ class Random(Static):
     """The same schedule in random order; the tokens themselves are still the most probable ones."""
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        return p.reveal(p.top(1 if p.quota is None else p.quota, p.key.uniform(p.span.columns)))
+        return p.reveal(p.top(self.quota(p), p.key.uniform(p.span.columns)))

@@ -4,6 +4,8 @@ To add a sampler: a row here. The rules of Fast-dLLM's published code that we do
 """
 
 import cases
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,17 +15,17 @@ VECTORS = [
     # sampler, what the schedule says, revealed columns
     ("static", 2, {0, 5}),
     ("static", 4, {0, 1, 3, 5}),
-    ("static", None, {0}),
-    ("threshold:threshold=0.9", None, {0, 5}),
-    ("threshold:threshold=0.76", None, {0, 1, 3, 5}),
-    ("threshold:threshold=0.99", None, {0}),
-    ("threshold:threshold=0", None, {0, 1, 3, 4, 5, 7}),
-    ("factor:factor=0.2", None, {0}),
-    ("factor:factor=0.5", None, {0, 5}),
-    ("factor:factor=1.0", None, {0, 1, 5}),
-    ("factor:factor=1.5", None, {0, 1, 3, 5}),
-    ("factor:factor=2.5", None, {0, 1, 3, 4, 5}),
-    ("factor:factor=5", None, {0, 1, 3, 4, 5, 7}),
+    ("static", 1, {0}),
+    ("threshold:threshold=0.9", 1, {0, 5}),
+    ("threshold:threshold=0.76", 1, {0, 1, 3, 5}),
+    ("threshold:threshold=0.99", 1, {0}),
+    ("threshold:threshold=0", 1, {0, 1, 3, 4, 5, 7}),
+    ("factor:factor=0.2", 1, {0}),
+    ("factor:factor=0.5", 1, {0, 5}),
+    ("factor:factor=1.0", 1, {0, 1, 5}),
+    ("factor:factor=1.5", 1, {0, 1, 3, 5}),
+    ("factor:factor=2.5", 1, {0, 1, 3, 4, 5}),
+    ("factor:factor=5", 1, {0, 1, 3, 4, 5, 7}),
 ]
 
 SCHEDULES = [
@@ -55,8 +57,8 @@ def test_the_last_mask_must_pass_factors_test_like_any_other():
 
 @pytest.mark.parametrize(("masks", "steps", "want"), SCHEDULES)
 def test_a_schedule_is_spread_evenly_its_first_steps_take_one_more(masks, steps, want):
-    m, s = torch.tensor([masks]), torch.tensor([steps])
-    got = [int(Static().quota(m, s, torch.tensor([step]))) for step in range(len(want))]
+    p = replace(cases.example(), block_masked=torch.tensor([masks]), block_steps=torch.tensor([steps]))
+    got = [int(Static().quota(replace(p, block_step=torch.tensor([step])))) for step in range(len(want))]
     assert got == want and sum(got) == masks
 
 
@@ -70,7 +72,7 @@ def test_random_blocks_lose_a_mask_a_step_until_none_is_left(name):
         assert revealed(p, after)
         if not (after == cases.MASK).any():
             break
-        p = Prediction(**{**vars(p), "current": after, "step": p.step + 1, "block_step": p.block_step + 1})
+        p = replace(p, current=after, step=p.step + 1, block_step=p.block_step + 1)
     assert not (after == cases.MASK).any()
 
 
@@ -78,7 +80,7 @@ def test_random_blocks_lose_a_mask_a_step_until_none_is_left(name):
 def test_padding_and_decided_columns_are_left_alone(name):
     p = cases.example(quota=8)
     valid = torch.tensor([[True, True, True, True, False, False, False, False]])
-    p = Prediction(**{**vars(p), "span": type(p.span)(p.span.columns, valid)})
+    p = replace(p, span=type(p.span)(p.span.columns, valid))
     assert revealed(p, make(name)(p)) <= {0, 1, 3}
 
 
@@ -93,8 +95,6 @@ def test_top_takes_a_number_for_every_row_and_another_score():
     assert p.top(2, score=-p.confidence)[0].nonzero().flatten().tolist() == [4, 7]
 
 
-def test_a_sampler_without_a_schedule_gets_no_quota():
-    ones = torch.ones(1, dtype=torch.long)
-    assert Sampler().quota(ones, ones, ones) is None
+def test_a_sampler_without_a_rule_says_so():
     with pytest.raises(NotImplementedError, match="does not say what to reveal"):
         Sampler()(cases.example())

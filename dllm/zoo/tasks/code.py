@@ -2,6 +2,7 @@
 
 import ast
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -172,7 +173,9 @@ def _input(rng: random.Random, kind: str) -> object:
 def _tree(source: str) -> str | None:
     """The dump of the function with its locals renamed in order of appearance, None where it does not parse."""
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "4if x" parses with a warning, which is not the text's fault
+            tree = ast.parse(source)
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         stored = {name.id for name in names if isinstance(name.ctx, ast.Store)} - arguments
