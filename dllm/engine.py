@@ -68,7 +68,6 @@ class Run:
             plan = self.survey(at)
             if plan is None:
                 continue
-            self.schedule.enter(at)
             for rows in together(plan.counts):
                 for row in rows:
                     self.schedule.undecided[row] = plan.undecided[row]
@@ -80,8 +79,8 @@ class Run:
         schedule = self.schedule
         window = self.spec.window(at.block)
         columns = self.states[0].plan(window)
-        host = torch.stack([at.done, at.undecided, columns.sum(1), schedule.rows.broken]).tolist()
-        for slot, (done, left, _, broken) in enumerate(zip(*host, strict=True)):
+        host = torch.stack([at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered]).tolist()
+        for slot, (done, left, _, broken, _) in enumerate(zip(*host, strict=True)):
             if broken:
                 step = int(schedule.rows.step[slot])
                 raise DllmError(
@@ -91,6 +90,8 @@ class Run:
             if not done and left >= schedule.undecided[slot]:
                 raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {schedule.slots[slot]}.")
         if not any(host[0]):
+            if any(host[4]):
+                schedule.enter(at)
             return Plan(window, columns, counts=host[2], undecided=host[1])
         taken, keep = schedule.release([slot for slot, done in enumerate(host[0]) if done])
         for state in self.states:
@@ -134,8 +135,7 @@ class Run:
             choices = choices.double() / settings.temperature + key.gumbel(span.columns, self.spec.vocab_size)
         tokens = choices.argmax(-1)
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        chosen = precise.gather(-1, tokens[..., None]).squeeze(-1)
-        confidence = (chosen - precise.logsumexp(-1)).exp()
+        confidence = precise.softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
         self.schedule.rows.broken[index] |= (confidence.isnan() & span.valid).any(1)
         if settings.confidence_eos_eot_inf:
             confidence = confidence.masked_fill(torch.isin(tokens, eos), 0.0)
@@ -148,17 +148,10 @@ class Run:
             logits=logits,
             step=rows.step,
             block_step=rows.block_step,
-            block_steps=self.steps_of(span, index),
+            block_steps=rows.block_steps,
             block_masked=rows.block_masked,
             key=key,
         )
-
-    def steps_of(self, block: Span, index: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """A block's share of `steps`, by its columns; the shares of all blocks add up to `steps`."""
-        begin = block.columns[:, 0] - self.schedule.canvas.prompt_lengths[index]
-        end = begin + block.valid.sum(1)
-        steps, total = self.settings.steps or self.settings.gen_length, self.settings.gen_length
-        return (end * steps // total - begin * steps // total).clamp(min=1)
 
     def commit(self, p: Prediction, after: Int[Tensor, "B W"], rows: list[int]) -> Step:
         """Write the sampler's choice into the canvas and tell the observers."""

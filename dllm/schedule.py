@@ -42,6 +42,8 @@ class Rows:
     """First column of the present block; -1 before the first step."""
     block_step: Int[Tensor, " R"]
     """Steps taken in the present block."""
+    block_steps: Int[Tensor, " R"]
+    """The present block's share of `steps`."""
     block_masked: Int[Tensor, " R"]
     """Masked columns that the present block began with."""
     broken: Bool[Tensor, " R"]
@@ -50,7 +52,7 @@ class Rows:
     @classmethod
     def empty(cls, n_rows: int, device: torch.device) -> "Rows":
         zeros = torch.zeros(n_rows, dtype=torch.long, device=device)
-        return cls(zeros, zeros.clone(), zeros - 1, zeros.clone(), zeros.clone(), zeros.bool())
+        return cls(zeros, zeros.clone(), zeros - 1, zeros.clone(), zeros + 1, zeros.clone(), zeros.bool())
 
     def __getitem__(self, index: Int[Tensor, " B"]) -> "Rows":
         return Rows(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -122,9 +124,12 @@ class Schedule:
         return Position(block, start != self.rows.block_start, masked, undecided.sum(1), done)
 
     def enter(self, at: Position) -> None:
-        """Note the blocks that rows have come to."""
-        rows = self.rows
+        """Note the blocks that rows have come to, each with a share of `steps` by its columns; the shares add up."""
+        rows, steps, total = self.rows, self.settings.steps or self.settings.gen_length, self.settings.gen_length
         rows.block_start = at.block.columns[:, 0]
+        begin = rows.block_start - self.canvas.prompt_lengths
+        end = begin + at.block.valid.sum(1)
+        rows.block_steps = (end * steps // total - begin * steps // total).clamp(min=1)
         rows.block_step = rows.block_step.masked_fill(at.entered, 0)
         rows.block_masked = torch.where(at.entered, at.masked, rows.block_masked)
 

@@ -70,6 +70,8 @@ class ModelSpec:
 
     def predictors(self, span: Span) -> Span:
         """The rows whose logits predict the tokens of `span`, one for each of its columns."""
+        if self.logits_shift == 0:
+            return span
         return Span((span.columns - self.logits_shift).clamp(min=0), span.valid)
 
 

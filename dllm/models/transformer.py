@@ -30,6 +30,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
+        if x.dtype == wide(x.dtype):
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         scaled: Tensor = F.rms_norm(x.to(wide(x.dtype)), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
         return scaled
 
