@@ -11,7 +11,7 @@ from dllm.errors import DllmError, unknown
 from dllm.generation import Generation, Prompt, requests
 from dllm.samplers.base import Sampler
 from dllm.settings import ALIASES, NAMES, SAMPLER_ALIASES, Settings
-from dllm.spec import Model
+from dllm.spec import Model, ModelSpec
 from dllm.trace import Observer
 
 
@@ -29,10 +29,52 @@ def canonical(settings: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
+def choose(
+    sampler: str | Sampler | None, cache: str | Cache | None, remasking: str, settings: dict[str, Any]
+) -> tuple[Sampler, Cache | None]:
+    """Sampler and cache, also from the arguments by which other projects choose them, which leave `settings`.
+
+    alg= names the sampler; an option of a sampler may stand alone (threshold=0.8, factor=1.0); remasking="random" is
+    the order of the static schedule; use_cache= and dual_cache= are Fast-dLLM's two caches. None: the model's default.
+    """
+    for alias in [alias for alias in SAMPLER_ALIASES if alias in settings]:
+        if sampler is not None:
+            raise DllmError(f"sampler={sampler!r} and {alias}={settings[alias]!r} say the same; give one of them.")
+        sampler = settings.pop(alias)
+    owners = dllm.samplers.owners()
+    options = {name: settings.pop(name) for name in owners if name in settings}
+    options = {name: value for name, value in options.items() if value is not None}
+    if sampler is None:
+        sampler = "static" if remasking == "random" else next(map(owners.__getitem__, options), "threshold")
+    if isinstance(sampler, str):
+        sampler = dllm.samplers.make(sampler, **options)
+    elif options:
+        raise DllmError(f"{', '.join(options)} must be given to {sampler!r} itself.")
+    if not isinstance(sampler, Sampler):
+        names = ", ".join(dllm.samplers.SAMPLERS)
+        raise DllmError(f"sampler={sampler!r} is neither a name nor a Sampler; there are: {names}.")
+    if remasking not in ("low_confidence", "random"):
+        raise unknown("remasking", remasking, ["low_confidence", "random"])
+    if remasking == "random":
+        if not isinstance(sampler, dllm.samplers.Static):
+            raise DllmError(f"remasking='random' is an order for the static schedule; {sampler} has its own rule.")
+        sampler = dllm.samplers.Random()
+    flags = {name: settings.pop(name) for name in ("use_cache", "dual_cache") if name in settings}
+    if flags and cache is not None:
+        raise DllmError(f"cache={cache!r} and {', '.join(flags)} say the same; give one of them.")
+    if flags:
+        cache = "dual" if flags.get("dual_cache") else "prefix" if flags.get("use_cache") else "none"
+    stored = dllm.cache.make(cache) if isinstance(cache, str) else cache
+    if not isinstance(stored, Cache | None):
+        names = ", ".join(dllm.cache.CACHES)
+        raise DllmError(f"cache={cache!r} is neither a name nor a Cache; there are: {names}.")
+    return sampler, stored
+
+
 def stream(
     model: Model,
     prompts: Prompt | Sequence[Prompt],
-    sampler: str | Sampler = "threshold",
+    sampler: str | Sampler | None = None,
     cache: str | Cache | None = None,
     *,
     remasking: str = "low_confidence",
@@ -42,27 +84,14 @@ def stream(
     **settings: Any,
 ) -> Run:
     """Start a generation: iterate over the run for its steps, then ask for run.result(). Arguments as of `generate`."""
-    for name in [name for name in SAMPLER_ALIASES if name in settings]:
-        sampler = settings.pop(name)
+    made, stored = choose(sampler, cache, remasking, settings)
     checked = Settings(**canonical(settings))
-    made = dllm.samplers.make(sampler) if isinstance(sampler, str) else sampler
-    if not isinstance(made, Sampler):
-        raise DllmError(
-            f"sampler={sampler!r} is neither a name nor a Sampler; there are: {', '.join(dllm.samplers.SAMPLERS)}."
-        )
-    if remasking not in ("low_confidence", "random"):
-        raise unknown("remasking", remasking, ["low_confidence", "random"])
-    if remasking == "random":
-        if not isinstance(made, dllm.samplers.Static):
-            raise DllmError(f"remasking='random' is an order for the static schedule; {made} has its own rule.")
-        made = dllm.samplers.Random()
+    if not isinstance(getattr(model, "spec", None), ModelSpec):
+        raise DllmError(f"{type(model).__name__} is no model of ours; dllm.models.hf.wrap opens a transformers module.")
     if model.spec.attention == "causal":
         raise DllmError("a causal model predicts one next token; it cannot fill a canvas of masks.")
-    if cache is None:
-        cache = "dual" if model.spec.cacheable else "none"
-    stored = dllm.cache.make(cache) if isinstance(cache, str) else cache
-    if not isinstance(stored, Cache):
-        raise DllmError(f"cache={cache!r} is neither a name nor a Cache; names are {', '.join(dllm.cache.CACHES)}.")
+    if stored is None:
+        stored = dllm.cache.DualCache() if model.spec.cacheable else dllm.cache.NoCache()
     if not model.spec.cacheable and not isinstance(stored, dllm.cache.NoCache):
         raise DllmError(f"this model computes every row by itself and cannot use {stored}; give cache='none'.")
     asked = requests(model, prompts, chat=chat, repeats=checked.num_samples, request_ids=request_ids)
@@ -79,7 +108,7 @@ def stream(
 def generate(
     model: Model,
     prompts: Prompt | Sequence[Prompt],
-    sampler: str | Sampler = "threshold",
+    sampler: str | Sampler | None = None,
     cache: str | Cache | None = None,
     *,
     gen_length: int = 256,
@@ -96,8 +125,8 @@ def generate(
     """Fill `gen_length` masks after every prompt, in blocks, several prompts at a time.
 
     prompts: a string (a user's turn where the tokenizer has a chat template), chat messages, token ids, or a list of
-    these. sampler, cache: names, with options after a colon ("threshold:threshold=0.8"), or objects; cache None is the
-    dual cache where the model can use one. observers: called with every `dllm.Step`.
+    these. sampler, cache: names, with options after a colon ("threshold:threshold=0.8"), or objects; None is the
+    threshold sampler, and the dual cache where the model can use one. observers: called with every `dllm.Step`.
 
     `dllm.Settings` says what the other arguments do. `more` are its remaining fields (mask_id, logits_eos_inf,
     confidence_eos_eot_inf, stop, num_samples), the names of other projects for any of them (max_new_tokens,
@@ -105,7 +134,7 @@ def generate(
     (a number for each prompt, which names it for its noise).
     Raises DllmError, a ValueError, for values that cannot be.
     """
-    named: dict[str, Any] = {
+    given: dict[str, Any] = {
         "gen_length": gen_length,
         "block_length": block_length,
         "steps": steps,
@@ -115,12 +144,11 @@ def generate(
         "eos_early_stop": eos_early_stop,
         "batch_size": batch_size,
     }
-    for name in [ALIASES[alias] for alias in more if alias in ALIASES]:
-        if named[name] == getattr(
-            Settings, name
-        ):  # max_new_tokens=64 stands instead of a gen_length left at its default
-            del named[name]
-    run = stream(model, prompts, sampler, cache, observers=observers, **named, **more)
+    # max_new_tokens=64 stands instead of a gen_length that was left at its default.
+    for name in {ALIASES[alias] for alias in more if alias in ALIASES}:
+        if given[name] == getattr(Settings, name):
+            del given[name]
+    run = stream(model, prompts, sampler, cache, observers=observers, **given, **more)
     for _ in run:
         pass
     return run.result()

@@ -19,6 +19,7 @@ ALSO = {
     **dict.fromkeys(SAMPLER_ALIASES, "sampler"),
     "confidence_threshold": "threshold",
     "model_path": "model",
+    "tasks": "task",
 }
 """Names that other projects give to our options."""
 
@@ -37,18 +38,23 @@ def read(argv: list[str]) -> argparse.Namespace:
         raise unknown("command", argv[0], commands)
     end = argv.index("--") if "--" in argv else len(argv)
     options, rest = parser.parse_known_args([*map(spelled, argv[:end]), *argv[end:]])
-    if "command" not in options:
-        parser.print_help()
-        parser.exit()
+    command = options.__dict__.get("command")
     for item in rest:
         if re.match("-[^0-9 ]", item) and item not in argv[end:]:
-            known = commands[options.command].format_usage()
-            raise unknown("option", item.partition("=")[0], re.findall(r"--\w+", known))
-    if options.command == "generate":  # argparse leaves over the prompts that stand after an option
+            raise unknown("option", item.partition("=")[0], known(commands[command] if command else parser))
+    if command is None:
+        parser.print_help()
+        parser.exit()
+    if command == "generate":  # argparse leaves over the prompts that stand after an option
         options.prompt += [item for item in rest if item != "--"]
     elif rest:
-        raise DllmError(f"unexpected argument {rest[0]!r}; see dllm {options.command} --help.")
+        raise DllmError(f"unexpected argument {rest[0]!r}; see dllm {command} --help.")
     return options
+
+
+def known(parser: argparse.ArgumentParser) -> list[str]:
+    """The long options that a parser shows."""
+    return re.findall(r"--\w+", parser.format_usage())
 
 
 def spelled(item: str) -> str:
@@ -58,15 +64,6 @@ def spelled(item: str) -> str:
     name, equals, value = item[2:].partition("=")
     name = name.replace("-", "_")
     return f"--{ALSO.get(name, name)}{equals}{value}"
-
-
-def shorthands() -> dict[str, str]:
-    """Options of samplers that may stand alone (--threshold 0.8), each with the first sampler that has it."""
-    found: dict[str, str] = {}
-    for sampler, made in dllm.samplers.SAMPLERS.items():
-        for option in fields(made):  # type: ignore[arg-type]  # every registered class is a dataclass
-            found.setdefault(option.name, sampler)
-    return found
 
 
 def docs(settings: type) -> dict[str, str]:
@@ -124,7 +121,6 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     parser = Parser(prog="dllm", description=dllm.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"dllm {dllm.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=False)
-    also = ", ".join(f"--{also} for --{name}" for also, name in ALSO.items())
     method, samplers, caches = (
         "NAME[:OPTION=VALUE,...]",
         ", ".join(dllm.samplers.SAMPLERS),
@@ -133,7 +129,6 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
     def command(name: str, model: str | None, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        made.epilog = f"Hyphens may stand for underscores. Also understood: {also}."
         made.set_defaults(command=name)
         made.add_argument("--model", default=model, help="bundled name, folder or hub id" + f" [{model}]" * bool(model))
         made.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
@@ -149,7 +144,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("prompt", nargs="*", metavar="PROMPT", help="a user's turn; - reads one from standard input")
     add("--prompt_ids", action="append", default=[], metavar='"1 2 3"', help="a prompt as token ids; may be repeated")
     add("--sampler", metavar=method, help=f"{samplers} [threshold]")
-    for name, sampler in shorthands().items():
+    for name, sampler in dllm.samplers.owners().items():
         add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
     add("--cache", default="dual", metavar=method, help=f"{caches} [dual]")
     add(
@@ -191,4 +186,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     ).add_argument
     add("--prompt_length", default="256", metavar="INT", help="tokens of every prompt [256]")
     add_settings(commands.choices["doctor"], ["gen_length", "block_length", "batch_size"])
+    for made in commands.choices.values():
+        also = ", ".join(f"--{also} for --{name}" for also, name in ALSO.items() if f"--{name}" in known(made))
+        made.epilog = f"Hyphens may stand for underscores. Also understood: {also}."
     return parser, commands.choices

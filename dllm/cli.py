@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 import dllm
-from dllm.arguments import listed, read, settings_of, shorthands
+from dllm.api import choose
+from dllm.arguments import listed, read, settings_of
 from dllm.doctor import conditions, examine, lines
 from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def generate(options: Namespace) -> int:
     """A terminal shows the canvas being denoised; a pipe gets the answers, and stderr the figures."""
     prompts, settings, pace = prompts_of(options), settings_of(options), convert("pace", options.pace, float)
-    sampler, cache = sampler_of(options), dllm.cache.make(options.cache)
+    short = {name: getattr(options, name) for name in dllm.samplers.owners()}
+    sampler, cache = choose(options.sampler, options.cache, options.remasking, short)
     trace = dllm.Trace()
     with replacing(options.trace) as trace_file:
         run = dllm.stream(
@@ -53,7 +55,6 @@ def generate(options: Namespace) -> int:
             prompts,
             sampler,
             cache,
-            remasking=options.remasking,
             chat=not options.no_chat,
             observers=[trace] if trace_file else [],
             **settings,
@@ -75,14 +76,6 @@ def generate(options: Namespace) -> int:
     return 0
 
 
-def sampler_of(options: Namespace) -> dllm.samplers.Sampler:
-    """The sampler asked for by name, or else by one of its options (--factor 1)."""
-    short = shorthands()
-    given = {name: value for name in short if (value := getattr(options, name)) is not None}
-    usual = "static" if options.remasking == "random" else "threshold"
-    return dllm.samplers.make(options.sampler or next((short[name] for name in given), usual), **given)
-
-
 def watch(run: dllm.Run, pace: float | None) -> float:
     """Take all steps, with a pace live on the screen; returns the seconds that this added to the run."""
     if pace is None:
@@ -101,13 +94,17 @@ def show(done: Generation, live: bool, seed: str) -> None:
     """Print the answers and a line of figures."""
     from dllm.live import printable
 
-    for answer in done.texts or [" ".join(map(str, ids)) for ids in done.completions]:
+    answers = done.texts or [" ".join(map(str, ids)) for ids in done.completions]
+    for i, answer in enumerate(answers, 1):
+        if live and len(answers) > 1:
+            Console().print(f"[dim]{i} of {len(answers)}[/dim]", highlight=False)
         print(printable(answer) if live else answer, flush=True)
     Console(stderr=not live, highlight=False).print(
         f"{done.forwards} forwards, {int(done.answer_tokens.sum())} answer tokens, "
         f"{done.tokens_per_forward:.2f} tokens per forward, {done.tokens_per_second:.0f} tokens/s, "
         f"{done.seconds:.2f} s{seed}",
         style="dim",
+        soft_wrap=True,
     )
 
 
@@ -140,7 +137,7 @@ def compare(options: Namespace) -> int:
         piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
         out = Console(highlight=False, width=110 if piped else None)
         out.print(grid.table(cells))
-        out.print(grid.note(used), style="dim")
+        out.print(grid.note(used), style="dim", soft_wrap=piped)
     return 0
 
 
@@ -190,20 +187,21 @@ def from_stdin() -> str:
 def replacing(path: Path | None) -> Iterator[Path | None]:
     """A file beside `path` to write to, which replaces it if all goes well and is removed otherwise.
 
-    It is made at once, so that a place that cannot be written to is found before there is something to write.
+    It is tried at once, so that a place that cannot be written to is found before there is something to write.
     """
     if path is None or (path.exists() and not path.is_file() and not path.is_dir()):  # a pipe or a device
         yield path
         return
     target = path.resolve()  # what a link points to
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.is_dir():
             raise IsADirectoryError(0, "it is a folder")
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(0, "it is read-only")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
+        temporary.unlink()
     except OSError as error:
         raise DllmError(f"{path} cannot be written ({error.strerror}); give another file.") from error
     try:

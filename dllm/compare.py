@@ -1,6 +1,8 @@
 """The grid: every sampler with every cache on the same problems, and what each pair gives and costs."""
 
 import csv
+import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -47,10 +49,6 @@ class Cell:
     seconds: float
     """For all answers together, the warm-up not counted."""
     tokens_per_second: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.sampler}, {self.cache}"
 
 
 def questions(tasks: Sequence[str], n: int, seed: int) -> list[Problem]:
@@ -110,6 +108,7 @@ def measure(
     steps = stream(model, prompts, sampler, cache, **settings)
     for _ in steps:
         told(len(steps.schedule.finished), steps.forwards)
+    told(len(asked), steps.forwards)
     done = steps.result()
     texts = done.texts or [""] * len(asked)
     right = sum(map(correct, asked, texts))
@@ -134,19 +133,24 @@ def measure(
 
 def table(cells: Sequence[Cell]) -> Table:
     """The cells as a rich table. The last column compares with the first row, whose own figure stands beside it."""
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in ("sampler", "cache"):
         shown.add_column(name, overflow="fold")
-    for name in ("right\n% [95 %]", "forwards\n/answer", "tokens\n/forward", "rows\n/answer", "time\ns", "tokens\n/s"):
+    for name in ("right\n% [95 %]", "forwards\n/answer", "tokens\n/fwd", "rows\n/answer", "time\ns", "tokens\n/s"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("times\nrow 1", justify="right", no_wrap=True)
     first = cells[0].tokens_per_second
     for c in cells:
         share = f"{100 * c.accuracy:.1f} [{100 * c.low:.0f}-{100 * c.high:.0f}]"
         speed = f"{c.tokens_per_second / first:.1f}" if first else "-"
-        figures = (f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", f"{c.seconds:.2f}")
-        shown.add_row(c.sampler, c.cache, share, *figures, f"{c.tokens_per_second:.0f}", speed)
+        figures = (f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", f"{c.seconds:.1f}")
+        shown.add_row(*map(spaced, (c.sampler, c.cache)), share, *figures, f"{c.tokens_per_second:.0f}", speed)
     return shown
+
+
+def spaced(method: str) -> str:
+    """A method and its options, with spaces at which a narrow column can break."""
+    return re.sub("([:,])", r"\1 ", method)
 
 
 def note(conditions: dict[str, Any]) -> str:
@@ -171,53 +175,60 @@ def to_csv(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> Non
 
 
 def to_png(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> None:
-    """Accuracy with its interval against tokens per forward: a colour per sampler, a marker per cache."""
-    import textwrap
-
+    """Accuracy with its interval against tokens per forward: a colour per sampler, a marker and a label per cache."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     samplers, caches = (list(dict.fromkeys(getattr(c, name) for c in cells)) for name in ("sampler", "cache"))
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib types it in part
+    axes = figure.add_subplot()
     for c in cells:
-        x, y = c.tokens_per_forward, 100 * c.accuracy
-        spread = [[max(0.0, y - 100 * c.low)], [max(0.0, 100 * c.high - y)]]
         colour, marker = f"C{samplers.index(c.sampler) % 10}", "osD^vP*X"[caches.index(c.cache) % 8]
-        axes.errorbar(x, y, spread, fmt=marker, color=colour, ms=7, mec="white", elinewidth=1, capsize=3, alpha=0.9)
+        name = spaced(c.sampler) if c == next(d for d in cells if d.sampler == c.sampler) else None
+        x, y, low, high = c.tokens_per_forward, 100 * c.accuracy, 100 * c.low, 100 * c.high
+        axes.vlines(x, low, high, colour, lw=1.2, alpha=0.6)
+        axes.plot(x, y, marker, color=colour, ms=8, mec="white", label=name)
+    axes.set_xlim(0, 1.15 * max(c.tokens_per_forward for c in cells) or 1)
     axes.set_xlabel("answer tokens per forward")
-    axes.set_ylabel("right answers (%), 95 % interval")
+    axes.set_ylabel("right answers in %, with 95 % interval")
     axes.set_title("Accuracy against parallelism", loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.25, y=0.1)
-    axes.annotate(
-        "\n".join(textwrap.wrap(note(conditions), 120)), (0, -0.16), xycoords="axes fraction", va="top", fontsize=7
-    )
-    place_labels(canvas, axes, cells, [f"C{samplers.index(c.sampler) % 10}" for c in cells])
+    figure.legend(loc="outside upper right", ncols=min(4, len(samplers)), frameon=False, fontsize=8)
+    figure.supxlabel("\n".join(textwrap.wrap(note(conditions), 125)), x=0.01, ha="left", fontsize=7, color="dimgray")
+    canvas.draw()
+    place_labels(canvas.get_renderer(), axes, cells, [f"C{samplers.index(c.sampler) % 10}" for c in cells])
     figure.savefig(path, format="png")
 
 
-def place_labels(canvas: Any, axes: Any, cells: Sequence[Cell], colours: Sequence[str]) -> None:
-    """Write each point's name to its right, moved down where it would cover one that is there already."""
-    canvas.draw()
-    taken: list[Any] = []
-    for c, colour in sorted(
-        zip(cells, colours, strict=True), key=lambda it: (-it[0].accuracy, it[0].tokens_per_forward)
-    ):
-        at = (c.tokens_per_forward, 100 * c.accuracy)
-        for offset in range(8, -400, -3):
+def place_labels(renderer: Any, axes: Any, cells: Sequence[Cell], colours: Sequence[str]) -> None:
+    """Write each point's cache beside it, as near as it can stand without covering a bar, a point or another label."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    at = [(c.tokens_per_forward, 100 * c.accuracy) for c in cells]
+    bars = [axes.transData.transform([(c.tokens_per_forward, 100 * y) for y in (c.low, c.high)]) for c in cells]
+    taken = [Bbox.from_extents(x0 - 2, y0, x1 + 2, y1) for (x0, y0), (x1, y1) in bars]
+    taken += [Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for x, y in axes.transData.transform(at)]
+    spots = sorted(product((8, -8, 30, -30, 60, -60), range(-120, 121, 4)), key=lambda s: abs(s[0]) + 2 * abs(s[1]))
+    for c, point, colour in zip(cells, at, colours, strict=True):
+        for dx, dy in spots:
             label = axes.annotate(
-                c.name,
-                at,
-                xytext=(12, offset),
+                c.cache,
+                point,
+                (dx, dy),
                 textcoords="offset points",
+                ha="left" if dx > 0 else "right",
+                va="center",
                 fontsize=8,
                 color=colour,
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6} if offset < 5 else None,
+                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5} if abs(dx) + abs(dy) > 20 else None,
             )
-            box = label.get_window_extent(canvas.get_renderer())
-            if not any(box.overlaps(other) for other in taken):
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer)  # without the line to the point
+            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             label.remove()

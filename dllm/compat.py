@@ -14,6 +14,7 @@ from dllm.errors import DllmError
 from dllm.generation import Generation
 from dllm.samplers import Factor, Sampler, Static, Threshold
 from dllm.spec import Model
+from dllm.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Output:
     sequences: Int[Tensor, "B L"]
     """Prompt, left padding included, and answer."""
     nfe: int
-    """Calls of the model."""
+    """Forwards of the whole batch. A guided pair counts once."""
     tokens_per_forward: float
     history: list[Any]
     """The changes, as `dllm.Trace` records them."""
@@ -60,10 +61,10 @@ def generate(
     row stops at its end of text. Unlike there, steps need not be a multiple of the number of blocks, rows may differ in
     length, and the cfg of a prompt without attention_mask works.
     """
-    from dllm.trace import Trace
-
     if prompt.ndim != 2:
         raise DllmError(f"prompt has the shape {list(prompt.shape)}; give token ids of shape (batch, length).")
+    if isinstance(attention_mask, int):
+        raise DllmError(f"the third argument is attention_mask, as in LLaDA; write steps={attention_mask}.")
     keep = torch.ones_like(prompt, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if keep.shape != prompt.shape or (keep[:, 1:] < keep[:, :-1]).any():
         raise DllmError("attention_mask must have the prompt's shape and zeros only on the left of each row.")
@@ -91,6 +92,7 @@ def generate(
         logits_eos_inf=logits_eos_inf,
         confidence_eos_eot_inf=confidence_eos_eot_inf,
         seed=seed,
+        batch_size=len(prompt),
         eos_early_stop=False,
         observers=[trace] if return_dict else [],
     )

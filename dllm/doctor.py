@@ -146,13 +146,10 @@ def examine(
     return report
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int) -> str:
     """Bytes as a person reads them, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024 or unit == "GiB":
-            break
-        n_bytes /= 1024
-    return f"{n_bytes:.{0 if unit == 'B' else 1}f} {unit}"
+    power = max(0, min(3, (n_bytes.bit_length() - 1) // 10))
+    return f"{n_bytes / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def lines(report: dict[str, Any]) -> list[str]:

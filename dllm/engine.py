@@ -75,7 +75,7 @@ class Run:
                 yield self.commit(p, self.sampler(p), rows)
 
     def survey(self, at: Position) -> Plan | None:
-        """Plan the next forwards; None if rows were done and the places have changed. The one host read of a step."""
+        """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
         schedule = self.schedule
         window = self.spec.window(at.block)
         columns = self.states[0].plan(window)
@@ -89,6 +89,7 @@ class Run:
                 )
             if not done and left >= schedule.undecided[slot]:
                 raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {schedule.slots[slot]}.")
+        self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         if not any(host[0]):
             if any(host[4]):
                 schedule.enter(at)
@@ -101,6 +102,7 @@ class Run:
                 state.retire(keep)
         return None
 
+    @torch.no_grad()
     def predict(self, block: Span, plan: Plan, rows: list[int]) -> Prediction:
         """Run the model on some of the rows in flight and read its proposals for their blocks. Counts the forward."""
         schedule, canvas = self.schedule, self.schedule.canvas
@@ -108,12 +110,12 @@ class Run:
         counts = [plan.counts[row] for row in rows]
         lengths = [len(schedule.requests[schedule.slots[row]].prompt) + self.settings.gen_length for row in rows]
         span, tokens = block[index], canvas.tokens[index]
+        views = [state.view(plan.columns, plan.window, index, counts, lengths) for state in self.states]
         began = time.perf_counter()
-        logits = self.model(tokens, self.states[0].view(plan.columns, plan.window, index, counts, lengths), span)
+        logits = self.model(tokens, views[0], span)
         if self.settings.cfg_scale > 0:
             prompt = canvas.columns < canvas.prompt_lengths[index][:, None]
-            view = self.states[1].view(plan.columns, plan.window, index, counts, lengths)
-            blind = self.model(tokens.masked_fill(prompt, canvas.mask_id), view, span)
+            blind = self.model(tokens.masked_fill(prompt, canvas.mask_id), views[1], span)
             logits = blind + (self.settings.cfg_scale + 1) * (logits - blind)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
@@ -129,7 +131,7 @@ class Run:
         settings, rows, eos = self.settings, self.schedule.rows[index], self.schedule.eos
         key = Key(settings.noise_seed, rows.key)
         if settings.logits_eos_inf:
-            logits = logits.index_fill(-1, eos, -torch.inf)
+            logits = logits.index_fill(-1, eos[:1], -torch.inf)
         choices = logits.index_fill(-1, self.never_proposed, -torch.inf)
         if settings.temperature > 0:
             choices = choices.double() / settings.temperature + key.gumbel(span.columns, self.spec.vocab_size)
@@ -162,16 +164,8 @@ class Run:
         canvas.tokens[index] = part.tokens
         schedule.rows.step[index] += 1
         schedule.rows.block_step[index] += 1
-        self.seconds = time.perf_counter() - self.began
-        step = Step(
-            self.forwards - 1,
-            [schedule.slots[row] for row in rows],
-            p.span,
-            p.current,
-            after,
-            p.confidence,
-            self.seconds,
-        )
+        requests, seconds = [schedule.slots[row] for row in rows], time.perf_counter() - self.began
+        step = Step(self.forwards - 1, requests, p.span, p.current, after, p.confidence, seconds)
         for observer in self.observers:
             observer(step)
         return step

@@ -12,5 +12,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> DllmError:
     """The error for a name that is not among the known ones, with the nearest one suggested."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return DllmError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(known) or 'none'}.")
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
+    return DllmError(f"unknown {kind} {name!r}; {hint} are: {', '.join(known) or 'none'}.")

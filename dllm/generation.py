@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         raise DllmError(
             f"prompts is a {type(prompts).__name__}; give text, chat messages, token ids, or a list of these."
         )
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping)):
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Integral | Mapping)):
         return [prompts]  # type: ignore[list-item]  # the first entry tells that this is one prompt
     return list(prompts)  # type: ignore[arg-type]
 
@@ -67,7 +68,8 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
     """One prompt as token ids; text becomes a user's turn where the tokenizer has a chat template."""
     spec, tokenizer = model.spec, model.tokenizer
-    if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
+    messages = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    if isinstance(prompt, str) or messages:
         if tokenizer is None:
             raise DllmError("this model has no tokenizer, so a prompt must be token ids, not text.")
         if isinstance(prompt, str) and not prompt.strip():
@@ -77,17 +79,22 @@ def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
         if not isinstance(prompt, str):
             prompt = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
             return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        return list(tokenizer(prompt)["input_ids"])
+        encoded = list(tokenizer(prompt)["input_ids"])
+        if not encoded:
+            raise DllmError(f"the prompt {prompt!r} has no tokens; give some text.")
+        return encoded
+    if not isinstance(prompt, Sequence | Tensor):
+        raise DllmError(f"{prompt!r} is not a prompt; give text, messages, or token ids.")
     ids: list[Any] = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
     if not ids:
         raise DllmError("the prompt is empty; give at least one token id.")
-    strange = [i for i in ids if isinstance(i, bool) or not isinstance(i, int)]
+    strange = [i for i in ids if isinstance(i, bool) or not isinstance(i, Integral)]
     if strange:
         raise DllmError(f"{strange[0]!r} in a prompt is not a token id; ids are whole numbers.")
     outside = [i for i in ids if not 0 <= i < spec.vocab_size]
     if outside:
         raise DllmError(f"token id {outside[0]} in a prompt is outside the vocabulary of {spec.vocab_size} tokens.")
-    return ids
+    return [int(i) for i in ids]
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Generation:
     nfe: Int[Tensor, " B"]
     """Forwards that each row took part in. A guided pair (conditional, unconditional) counts once."""
     forwards: int
-    """Calls of the model, for any number of rows."""
+    """Forwards of any number of rows together. A guided pair counts once."""
     rows: Int[Tensor, " B"]
     """Canvas columns computed in every layer, over all forwards of the row."""
     answer_tokens: Int[Tensor, " B"]

@@ -98,18 +98,18 @@ class LiveView:
         return Text.assemble(*((text, style) for style, text in runs))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        height = (options.height or console.height) - 2
+        # Two columns are left free for the ^C that a terminal writes; a line more would spoil the erasing.
+        height, width = (options.height or console.height) - 2, options.max_width - 2
         shown = self.shown[: max(1, height // 5)]
         yield self.header()
         for request in shown:
-            lines = self.canvas(request).wrap(console, options.max_width - 4)
+            lines = self.canvas(request).wrap(console, width - 4)
             room = max(1, height // len(shown) - 2)
             # A long answer is shown from its first mask on, with a third of the room for what stands before.
             masked = next((i for i, line in enumerate(lines) if MASK[0] in line.plain), len(lines))
             first = max(0, min(masked - room // 3, len(lines) - room))
             title = f"{request + 1} of {len(self.answers)}" if len(self.answers) > 1 else None
-            yield Panel(
-                Text("\n").join(lines[first : first + room]), title=title, title_align="left", border_style="dim"
-            )
+            text = Text("\n").join(lines[first : first + room])
+            yield Panel(text, title=title, title_align="left", border_style="dim", width=width)
         if len(shown) < len(self.shown):
             yield Text(f"and {len(self.shown) - len(shown)} more in flight", style="dim")

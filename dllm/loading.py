@@ -73,12 +73,24 @@ def find(name: str, revision: str | None) -> Path:
 
 
 def download(name: str, revision: str | None) -> Path:
+    """Fetch config and tokenizer, and the weights if the family is known and they are safetensors."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
+    small = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=small))
+        family_of(read_config(folder), folder)
+        patterns = [*small, "*.safetensors"]
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        if not any(folder.glob("*.safetensors")):
+            raise DllmError(
+                f"{name!r} has no safetensors files; pickled weights (.bin, .pt) can run code when opened and are "
+                "refused; convert them to safetensors."
+            )
+        return folder
+    except DllmError:
+        raise
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise DllmError(
             f"{name!r} is no folder here and could not be fetched from the hub ({type(error).__name__}: {line(error)})."
@@ -128,9 +140,11 @@ def read_tokenizer(folder: Path) -> Any:
     """The checkpoint's tokenizer, or None if it has none."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # The Auto class warns of a config.json whose family transformers does not know; tokenizer.json says all by itself.
+    reader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return reader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DllmError(f"the tokenizer in {folder} cannot be read ({line(error)}).") from error

@@ -59,4 +59,4 @@ class Key:
 
 
 def _unit(bits: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    return (_shift(bits, 12).double() + 0.5) * 2.0**-52  # 52 bits: with 53 the largest would round to 1

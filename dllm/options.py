@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str], name: str, **options: Any) -> T:
     """Build what `name` stands for, a name or "name:option=value,option=value", with further options."""
+    if not isinstance(name, str):
+        raise DllmError(f"{name!r} is no name of a {kind}; there are: {', '.join(registry)}.")
     name, _, text = name.partition(":")
     name = aliases.get(name, name)
     if name not in registry:
@@ -21,10 +23,14 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
     hints = typing.get_type_hints(made)
     known = [f.name for f in fields(made)]  # type: ignore[arg-type]  # every registered class is a dataclass
     for item in filter(None, text.split(",")):
-        option, equals, value = item.partition("=")
+        option, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             raise DllmError(f"{item!r} in {name}:{text} is not option=value.")
-        options[option.strip()] = value.strip()
+        if option in options:
+            raise DllmError(
+                f"{option} of {kind} {name} is given twice, as {options[option]!r} and {value!r}; give it once."
+            )
+        options[option] = value
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of {kind} {name}", option, known)

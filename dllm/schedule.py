@@ -81,6 +81,7 @@ class Schedule:
         self.requests, self.settings, self.device = list(requests), settings, device
         self.waiting = deque(range(len(requests)))
         self.finished: dict[int, list[int]] = {}
+        self.eos_ids = frozenset(spec.eos_ids)
         self.eos = torch.tensor(spec.eos_ids, dtype=torch.long, device=device)
         self.fill = spec.eos_ids[0] if spec.eos_ids else 0
         n_rows = min(len(requests), settings.batch_size)
@@ -124,7 +125,7 @@ class Schedule:
         return Position(block, start != self.rows.block_start, masked, undecided.sum(1), done)
 
     def enter(self, at: Position) -> None:
-        """Note the blocks that rows have come to, each with a share of `steps` by its columns; the shares add up."""
+        """Note the blocks that rows have come to, each with its share of `steps` by columns, at least one."""
         rows, steps, total = self.rows, self.settings.steps or self.settings.gen_length, self.settings.gen_length
         rows.block_start = at.block.columns[:, 0]
         begin = rows.block_start - self.canvas.prompt_lengths
@@ -137,8 +138,9 @@ class Schedule:
         """Record finished rows. Returns the rows that new prompts took, and who stays if some are gone for good."""
         taken, gone = [], set()
         for slot in done:
-            prompt, length = int(self.canvas.prompt_lengths[slot]), int(self.canvas.lengths[slot])
-            self.finished[self.slots[slot]] = self.filled(self.canvas.tokens[slot, prompt:length].tolist())
+            prompt = len(self.requests[self.slots[slot]].prompt)
+            answer = self.canvas.tokens[slot, prompt : prompt + self.settings.gen_length].tolist()
+            self.finished[self.slots[slot]] = self.filled(answer)
             if self.waiting:
                 self.admit(slot)
                 taken.append(slot)
@@ -156,7 +158,7 @@ class Schedule:
 
     def filled(self, answer: list[int]) -> list[int]:
         """The answer with all that follows its end of text replaced by it, if the row was allowed to stop there."""
-        ends = [i for i, token in enumerate(answer) if token in self.eos.tolist()]
+        ends = [i for i, token in enumerate(answer) if token in self.eos_ids]
         if not self.settings.eos_early_stop or not ends:
             return answer
         return answer[: ends[0] + 1] + [self.fill] * (len(answer) - ends[0] - 1)

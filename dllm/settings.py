@@ -29,7 +29,7 @@ class Settings:
     block_length: int = 32
     """The answer is decoded in blocks of this many tokens, left to right."""
     steps: int | None = None
-    """Steps of samplers with a schedule, over the whole answer; None: one token a step."""
+    """Steps of samplers with a schedule, over the whole answer, at least one a block; None: one token a step."""
     temperature: float = 0.0
     """0: the most probable token; above: drawn from softmax(logits / temperature) by float64 Gumbel noise."""
     cfg_scale: float = 0.0
@@ -41,9 +41,9 @@ class Settings:
     eos_early_stop: bool = True
     """Stop a row when all before its end of text is decided, and fill what follows with the end of text."""
     logits_eos_inf: bool = False
-    """Never propose an end of text (LLaDA)."""
+    """Never propose the end of text, the first of the model's `eos_ids`; an end of turn may still come (LLaDA)."""
     confidence_eos_eot_inf: bool = False
-    """Give a proposed end of text confidence 0, so that it is revealed last (LLaDA)."""
+    """Give a proposed end of text or of turn confidence 0, so that it is revealed last (LLaDA)."""
     stop: str | Sequence[str] = ()
     """Cut the text before the first of these strings."""
     num_samples: int = 1
@@ -61,8 +61,16 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise DllmError(f"{name}={value!r} must be 0 (off) or a finite number above it.")
-        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63):
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 63):
             raise DllmError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one.")
+        for name in ("eos_early_stop", "logits_eos_inf", "confidence_eos_eot_inf"):
+            if not isinstance(getattr(self, name), bool):
+                raise DllmError(f"{name}={getattr(self, name)!r} must be True or False.")
+        if self.mask_id is not None and (isinstance(self.mask_id, bool) or not isinstance(self.mask_id, int)):
+            raise DllmError(f"mask_id={self.mask_id!r} must be a token id, a whole number.")
+        strings = [self.stop] if isinstance(self.stop, str) else self.stop
+        if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
+            raise DllmError(f"stop={self.stop!r} must be a string or a list of strings.")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(
             self, "noise_seed", random.SystemRandom().getrandbits(31) if self.seed is None else self.seed

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -17,16 +18,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from card_zoo import card
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-import dllm
 from dllm.cache.base import full_view
 from dllm.canvas import Span
-from dllm.evaluate.score import wilson
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
 from dllm.zoo import tasks
@@ -176,34 +176,37 @@ def loss_of(model: Transformer, batch: Batch, recipe: Recipe, step: int) -> Tens
     span = Span.where(masked, int(masked.sum(1).max()))
     noisy = batch.tokens.masked_fill(masked, model.spec.mask_id or 0)
     n_rows, length = noisy.shape
-    logits = model(noisy, full_view(model.spec, [length] * n_rows), span)
-    targets = batch.tokens.gather(1, span.columns)
+    device = model.device
+    on_device = Span(span.columns.to(device), span.valid.to(device))
+    logits = model(noisy.to(device), full_view(model.spec, [length] * n_rows, device), on_device)
+    targets = batch.tokens.gather(1, span.columns).to(device)
     ce = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
     filling = span.columns > (batch.prompts + batch.answers)[:, None]
     scale = weight[:, None] * span.valid * torch.where(filling, 0.05, 1.0)
-    return (ce * scale).sum() / (batch.answers + 1).sum()
+    return (ce * scale.to(device)).sum() / int((batch.answers + 1).sum())
 
 
 class Trainer:
     """Model, optimizers and where the run stands; saved as safetensors, never pickled."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder, self.step = recipe, folder, 0
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
+        self.recipe, self.folder, self.device, self.step = recipe, folder, device, 0
         self.tokens, self.seconds = 0, 0.0
-        self.device = f"{torch.get_num_threads()} CPU threads"
-        torch.manual_seed(recipe.seed)
         self.family = FAMILIES[recipe.family]
         path = folder / "tokenizer.json"
         if not path.exists():
             save_tokenizer(train_tokenizer(texts(recipe, 6000)), folder)
         self.tokenizer = Tokenizer.from_file(str(path))
         self.config = config_of(recipe, self.tokenizer)
-        self.model = Transformer(self.family.spec(self.config))
-        for name, p in self.model.named_parameters():
-            if ".out." in name or ".down." in name:  # the residual branches start at nothing
-                torch.nn.init.zeros_(p)
-            elif p.ndim == 2:
-                torch.nn.init.normal_(p, std=0.02 if "embed" in name else p.shape[1] ** -0.5)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.model = Transformer(self.family.spec(self.config))
+            for name, p in self.model.named_parameters():
+                if p.ndim == 2:
+                    torch.nn.init.normal_(p, std=0.02 if "embed" in name else p.shape[1] ** -0.5)
+                if ".out." in name or ".down." in name:  # the residual branches start at nothing
+                    torch.nn.init.zeros_(p)
+        self.model.to(device)
         groups: dict[str, list[torch.nn.Parameter]] = {"matrices": [], "qkv": [], "others": []}
         for name, p in self.model.named_parameters():
             matrix = name.startswith("layers") and p.ndim == 2
@@ -285,72 +288,22 @@ class Trainer:
                 for p in group["params"]:
                     name = next(n for n, q in parameters.items() if q is p)
                     if name in slots:
-                        optimizer.state[p] = slots[name]
+                        # A step count stays where the optimizer keeps it, on the CPU.
+                        optimizer.state[p] = {k: v.to(self.device) if v.ndim else v for k, v in slots[name].items()}
 
     def export(self) -> None:
         """Write the checkpoint in its family's format, bfloat16, with the recipe that repeats it."""
-        facts = {"tokens": self.tokens, "seconds": round(self.seconds), "device": self.device}
-        tensors = {n: t.to(torch.bfloat16) for n, t in self.family.checkpoint(self.model, self.model.spec).items()}
+        where = f"{torch.get_num_threads()} CPU threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
+        facts = {"tokens": self.tokens, "seconds": round(self.seconds), "device": where}
+        tensors = {
+            n: t.to("cpu", torch.bfloat16) for n, t in self.family.checkpoint(self.model, self.model.spec).items()
+        }
         temporary = self.folder / "model.safetensors.tmp"
         save_file(tensors, temporary, metadata={"format": "pt"})
         os.replace(temporary, self.folder / "model.safetensors")
+        shutil.copy(Path(__file__).parents[1] / "LICENSE", self.folder)
         (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
         (self.folder / "recipe.json").write_text(json.dumps(asdict(self.recipe) | facts, indent=2) + "\n")
-
-
-def card(folder: Path, recipe: Recipe, n: int) -> None:
-    """Measure the exported model on held-out problems and write its model card."""
-    model = dllm.load(folder, device="cpu", dtype="float32")
-    facts = json.loads((folder / "recipe.json").read_text())
-    rows = []
-    for task in ("lists", "math", "code"):
-        problems = tasks.problems(task, n)
-        # Greedy, one token a step, a block of half the canvas, no cache: what the parallel samplers are held against.
-        made = dllm.generate(
-            model, [p.question for p in problems], "static", "none", gen_length=64, block_length=32, batch_size=50
-        )
-        right = [tasks.correct(p, text) for p, text in zip(problems, made.texts or [], strict=True)]
-        kinds = sorted({p.kind for p in problems}) if task != "code" else []
-        for kind in ["all", *kinds]:
-            chosen = [ok for p, ok in zip(problems, right, strict=True) if kind in ("all", p.kind)]
-            low, high = wilson(sum(chosen), len(chosen))
-            share = f"{100 * sum(chosen) / len(chosen):.1f} %"
-            rows.append(f"| {task} | {kind} | {len(chosen)} | {share} | {100 * low:.1f} to {100 * high:.1f} % |")
-            print(rows[-1], flush=True)
-    table, size = "\n".join(rows), model.spec.n_parameters / 1e6
-    tokens, minutes = facts["tokens"] / 1e6, facts["seconds"] / 60
-    (folder / "README.md").write_text(f"""---
-license: apache-2.0
-library_name: dllm-decode
----
-# {folder.name}
-
-A masked diffusion language model of {size:.2f} M parameters in the format of {recipe.family}, trained from scratch on
-procedurally generated word problems (`math`), word lists (`lists`), small functions (`code`) and sums. It is
-made to show and test decoding on a CPU: its answers have several right phrasings, so that revealing too much at once
-makes real mistakes. It knows nothing else.
-
-## Accuracy
-
-Held-out problems, greedy, one token a step, gen_length 64, block_length 32, no cache, float32; 95 % Wilson intervals.
-`math` counts the final number, `lists` the exact list (any permutation for shuffle, any one replacement for
-replace_random), `code` a body whose syntax tree is one of the task's accepted ones.
-
-| task | kind | n | right | interval |
-|---|---|---|---|---|
-{table}
-
-## Training
-
-LLaDA's objective (arXiv:2502.09992): a share of the answer masked, the loss on the masked tokens over that share; in
-{recipe.block_share:.0%} of the rows the mask is that of block-wise decoding. {facts["steps"]:,} steps,
-{tokens:.1f} M tokens, {minutes:.0f} minutes on {facts["device"]}, seed {facts["seed"]}.
-The weights are stored in bfloat16. Repeat with
-
-    python scripts/train_zoo.py {folder.name} --recipe dllm/zoo/{folder.name}/recipe.json --out FOLDER
-
-Weights, tokenizer and generated text: Apache-2.0, as the project.
-""")
 
 
 def main() -> None:
@@ -359,6 +312,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write to; default dllm/zoo/NAME")
     parser.add_argument("--recipe", type=Path, help="a recipe.json to repeat")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--card", type=int, default=500, help="problems per task that the model card is measured on")
@@ -372,7 +326,7 @@ def main() -> None:
         recipe = replace(recipe, steps=options.steps)
     folder = options.out or Path(__file__).parents[1] / "dllm" / "zoo" / options.name
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(recipe, folder)
+    trainer = Trainer(recipe, folder, torch.device(options.device))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -408,7 +362,7 @@ def main() -> None:
                     flush=True,
                 )
     trainer.export()
-    card(folder, recipe, options.card)
+    card(folder, options.card)
 
 
 if __name__ == "__main__":

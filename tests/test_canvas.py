@@ -1,6 +1,6 @@
-import cases
 import torch
 
+import cases
 from dllm.canvas import Canvas, Span
 from dllm.models.tiny import tiny
 

@@ -1,9 +1,9 @@
 """LLaDA's and Fast-dLLM's call, with their argument names."""
 
-import cases
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, compat, generate
 
 SHAPE = {"gen_length": 10, "block_length": 4}
@@ -77,3 +77,14 @@ def test_arguments_that_cannot_be_are_named(model, prompt, more, message):
         more = {"attention_mask": torch.tensor(more["attention_mask"])}
     with pytest.raises(DllmError, match=message):
         compat.generate(model, torch.tensor(prompt), gen_length=4, **more)
+
+
+def test_a_batch_runs_as_one_however_large(model):
+    output = compat.generate(model, torch.full((20, 3), 5), steps=8, gen_length=8, block_length=8, return_dict=True)
+    assert output.nfe == 8
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_fast_dllms_positional_order_is_told_apart(model):
+    with pytest.raises(DllmError, match="the third argument is attention_mask, as in LLaDA; write steps=8"):
+        compat.generate(model, torch.full((1, 3), 5), 8)

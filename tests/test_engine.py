@@ -3,13 +3,13 @@
 import copy
 from collections import Counter
 
-import cases
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, Trace, generate, stream
 from dllm.cache import CACHES, DualCache
-from dllm.samplers import SAMPLERS, Sampler, Static
+from dllm.samplers import SAMPLERS, Sampler, Static, Threshold
 
 VARIANTS = {
     "plain": ({}, {}),
@@ -330,7 +330,7 @@ def test_a_name_that_is_suggested_is_understood(model):
     ("arguments", "message"),
     [
         ({"sampler": "treshold"}, "unknown sampler 'treshold'; did you mean 'threshold'"),
-        ({"sampler": "xyz"}, r"unknown sampler 'xyz'; There are: .*static"),
+        ({"sampler": "xyz"}, r"unknown sampler 'xyz'; there are: .*static"),
         ({"cache": "duel"}, "unknown cache 'duel'; did you mean 'dual'"),
         ({"gen_lenght": 8}, "unknown argument 'gen_lenght'; did you mean 'gen_length'"),
         ({"remasking": "randon"}, "unknown remasking 'randon'; did you mean 'random'"),
@@ -369,3 +369,76 @@ def test_samplers_and_caches_are_given_by_name_or_as_objects(model):
     by_name = generate(model, cases.PROMPTS, "static", "dual", **cases.SHAPE)
     assert by_name.completions == generate(model, cases.PROMPTS, Static(), DualCache(), **cases.SHAPE).completions
     assert SAMPLERS["static"] is Static and CACHES["dual"] is DualCache
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_model_that_is_being_trained_can_generate(tiny, cache):
+    trained = tiny(seed=1)
+    want = generate(trained, cases.PROMPTS, "static", cache, **cases.SHAPE).completions
+    trained.requires_grad_(True)
+    try:
+        made = generate(trained, cases.PROMPTS, "static", cache, **cases.SHAPE)
+    finally:
+        trained.requires_grad_(False)
+    assert made.completions == want
+
+
+def test_logits_eos_inf_leaves_the_end_of_turn(tiny):
+    answers = generate(tiny(eos_ids=(38, 3)), cases.PROMPTS, "static", logits_eos_inf=True, **cases.SHAPE).completions
+    assert not any(38 in answer for answer in answers)
+    one = generate(tiny(eos_ids=(38,)), cases.PROMPTS, "static", logits_eos_inf=True, **cases.SHAPE).completions
+    assert answers == one
+
+
+def test_the_arguments_of_other_projects_choose_sampler_and_cache(model):
+    def same(theirs, sampler, cache):
+        made = generate(model, cases.PROMPTS, **cases.SHAPE, **theirs)
+        want = generate(model, cases.PROMPTS, sampler, cache, **cases.SHAPE)
+        return made.completions == want.completions and torch.equal(made.rows, want.rows)
+
+    assert same({"threshold": 0.5}, "threshold:threshold=0.5", "dual")
+    assert same({"factor": 0.5, "use_cache": True}, "factor:factor=0.5", "prefix")
+    assert same({"use_cache": True, "dual_cache": True, "threshold": None}, "threshold", "dual")
+    assert same({"use_cache": False}, "threshold", "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "factor", "alg": "static"}, "sampler='factor' and alg='static' say the same"),
+        ({"max_new_tokens": 8, "max_tokens": 9}, "gen_length is given twice, as 8 and as max_tokens=9"),
+        ({"gen_length": 4, "max_new_tokens": 8}, "gen_length is given twice, as 4 and as max_new_tokens=8"),
+        ({"sampler": Threshold(), "threshold": 0.5}, r"threshold must be given to Threshold\(threshold=0.9\) itself"),
+        ({"sampler": "threshold:threshold=0.4", "threshold": 0.5}, "threshold of sampler threshold is given twice"),
+        ({"cache": "none", "use_cache": True}, "cache='none' and use_cache say the same"),
+        ({"sampler": 3}, "sampler=3 is neither a name nor a Sampler; there are: static"),
+        ({"cache": 3}, "cache=3 is neither a name nor a Cache; there are: none"),
+        ({"eos_early_stop": "no"}, "eos_early_stop='no' must be True or False"),
+        ({"mask_id": "39"}, "mask_id='39' must be a token id"),
+        ({"mask_id": 40}, "mask_id=40 is outside the vocabulary of 40 tokens"),
+        ({"stop": [5]}, r"stop=\[5\] must be a string or a list of strings"),
+        ({"seed": True}, "seed=True must be a whole number"),
+        ({"seed": 1 << 63}, "must be a whole number from 0"),
+        ({"temperature": "warm"}, "temperature='warm' must be 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_arguments_that_contradict_or_are_of_another_type_are_named(model, arguments, message):
+    with pytest.raises(DllmError, match=message):
+        generate(model, [3], **arguments)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_model_is_told_how_to_become_one():
+    with pytest.raises(DllmError, match=r"Linear is no model of ours; dllm.models.hf.wrap opens"):
+        generate(torch.nn.Linear(2, 2), [3])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [([[3], 5], "5 is not a prompt"), ([None], "None is not a prompt"), (7, "prompts is a int"), ([[1.5]], "1.5 in a")],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_prompts_of_another_type_are_named(model, prompts, message):
+    with pytest.raises(DllmError, match=message):
+        generate(model, prompts)

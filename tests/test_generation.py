@@ -1,9 +1,9 @@
 """What goes into a run, and what comes out."""
 
-import cases
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, Generation, generate
 from dllm.generation import Request, cut, listed, requests
 

@@ -68,3 +68,7 @@ def test_tokens_and_forwards_are_those_of_the_reference(oracle, settings, cases)
         cached = settings["cache"] and "Fast-dLLM" in case["source"]
         more = spared(trace.changes, case, row) if cached else 0
         assert made.nfe[row] == case["forwards"] - more, case["prompt_text"]
+
+
+def test_there_are_cases_to_compare_with():
+    assert sum(len(json.loads(path.read_text())) for path in GOLDEN.glob("golden-*.json")) == 150

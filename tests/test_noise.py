@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dllm.noise import Key, mix, request_id
+from dllm.noise import Key, _unit, mix, request_id
 
 REQUESTS = torch.tensor([request_id([1, 2, 3], 0), request_id([1, 2, 3], 1), request_id([4], 0)])
 COLUMNS = torch.arange(4000).repeat(3, 1)
@@ -59,3 +59,8 @@ def test_the_hash_is_splitmix64():
 def test_a_request_is_named_by_its_prompt_and_repeat():
     names = {request_id(prompt, repeat) for prompt in ([1, 2], [12], [2, 1], [1], [1, 0]) for repeat in range(3)}
     assert len(names) == 15 and request_id([1, 2], 0) == request_id((1, 2), 0)
+
+
+def test_the_ends_of_the_hash_are_still_inside_0_and_1():
+    unit = _unit(torch.tensor([0, -1, (1 << 63) - 1, -(1 << 63)]))
+    assert (unit > 0).all() and (unit < 1).all()

@@ -1,9 +1,14 @@
 from itertools import pairwise
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.schedule import together
+from dllm.generation import Request
+from dllm.models.tiny import SIZES
+from dllm.schedule import Schedule, together
+from dllm.settings import Settings
+from dllm.spec import ModelSpec
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=20))
@@ -22,3 +27,48 @@ def test_the_widest_run_first_and_no_two_groups_could_be_one(counts):
 
 def test_a_refresh_does_not_widen_the_steps_of_a_block():
     assert together([8, 80, 8, 60]) == [[1, 3], [0, 2]] and together([5]) == [[0]] and together([]) == []
+
+
+def schedule(n=3, batch_size=2, **settings):
+    spec = ModelSpec(**SIZES)
+    asked = [Request([5] * (i + 1), i) for i in range(n)]
+    settings = Settings(gen_length=6, block_length=4, batch_size=batch_size, **settings)
+    return Schedule(asked, settings, spec, torch.device("cpu"))
+
+
+def test_rows_hold_their_prompt_their_masks_and_nothing():
+    tokens = schedule().canvas.tokens
+    assert tokens.tolist() == [[5] + [39] * 6 + [38, 38], [5, 5] + [39] * 6 + [38]]
+
+
+def test_a_finished_row_gives_its_place_to_the_next_prompt_and_the_last_leave():
+    s = schedule()
+    s.canvas.tokens[0, 1:7] = 7
+    s.canvas.tokens[1, 2:8] = 8
+    assert s.position().done.tolist() == [True, True]
+    taken, keep = s.release([0, 1])
+    assert taken == [0] and keep.tolist() == [0] and s.slots == [2]
+    assert s.finished == {0: [7] * 6, 1: [8] * 6} and s.canvas.prompt_lengths.tolist() == [3]
+    assert s.canvas.tokens.tolist() == [[5] * 3 + [39] * 6]
+
+
+def test_a_row_is_done_at_an_end_of_text_that_nothing_masked_precedes():
+    s = schedule(1)
+    s.canvas.tokens[0, 1:4] = torch.tensor([7, 39, 38])
+    assert not s.position().done.item()
+    s.canvas.tokens[0, 2] = 8
+    assert s.position().done.item()
+    s.release([0])
+    assert s.finished == {0: [7, 8, 38, 38, 38, 38]}
+
+
+def test_blocks_share_the_steps_by_their_columns():
+    s = schedule(1, steps=3)
+    at = s.position()
+    s.enter(at)
+    assert at.block.columns.tolist() == [[1, 2, 3, 4]] and s.rows.block_steps.tolist() == [2]
+    s.canvas.tokens[0, 1:5] = 7
+    at = s.position()
+    s.enter(at)
+    assert at.block.valid.tolist() == [[True, True, False, False]]
+    assert at.entered.item() and s.rows.block_steps.tolist() == [1] and s.rows.block_masked.tolist() == [2]

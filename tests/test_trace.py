@@ -1,8 +1,8 @@
 import json
 
-import cases
 import torch
 
+import cases
 from dllm import Span, Step, Trace, generate
 
 

@@ -92,7 +92,7 @@ class StoredView(View):
         self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
     ) -> Float[Tensor, "B Q H D"]:
         keys, values = self.state.keys[layer], self.state.values[layer]
-        # Padding repeats a row's last column, and so writes the same key and value twice.
+        # Padding repeats a row's last column, and so writes its key and value again, equal up to rounding.
         keys[self.slots[:, None], self.rows] = k
         values[self.slots[:, None], self.rows] = v
         if self.fresh:
@@ -120,10 +120,10 @@ class CacheState:
     def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
         self.cache, self.spec, self.canvas = cache, spec, canvas
         n_rows, length = canvas.tokens.shape
-        shape = (spec.n_layers, n_rows, length, spec.n_kv_heads, spec.head_dim)
+        shape = (n_rows, length, spec.n_kv_heads, spec.head_dim)
         # Zeros, not uninitialised memory: 0 x NaN would leak from columns that attention masks out.
-        self.keys = list(torch.zeros(shape, dtype=dtype, device=canvas.tokens.device))
-        self.values = list(torch.zeros(shape, dtype=dtype, device=canvas.tokens.device))
+        self.keys = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
         self.anchor = torch.full_like(canvas.lengths, -1)
         """First column of the window at the last refresh; -1 before the first. (R,)"""
         self.age = torch.zeros_like(canvas.lengths)
@@ -159,5 +159,6 @@ class CacheState:
 
     def retire(self, keep: Int[Tensor, " R"]) -> None:
         """Only these rows go on, in this order."""
-        self.keys, self.values = [k[keep] for k in self.keys], [v[keep] for v in self.values]
+        for layer in range(len(self.keys)):  # one at a time, so that not all of the store stands twice
+            self.keys[layer], self.values[layer] = self.keys[layer][keep], self.values[layer][keep]
         self.anchor, self.age = self.anchor[keep], self.age[keep]

@@ -1,5 +1,6 @@
 """The samplers by name. To add one: a file beside these, an entry here, a row in tests/samplers/test_vectors.py."""
 
+from dataclasses import fields
 from typing import Any
 
 from dllm import options
@@ -21,4 +22,13 @@ def make(name: str, **settings: Any) -> Sampler:
     return options.make("sampler", SAMPLERS, ALIASES, name, **settings)
 
 
-__all__ = ["SAMPLERS", "Factor", "Prediction", "Random", "Sampler", "Static", "Threshold", "make"]
+def owners() -> dict[str, str]:
+    """Every option of a sampler, with the first sampler that has it: an option that stands alone chooses its owner."""
+    found: dict[str, str] = {}
+    for name, made in SAMPLERS.items():
+        for option in fields(made):  # type: ignore[arg-type]  # every registered class is a dataclass
+            found.setdefault(option.name, name)
+    return found
+
+
+__all__ = ["SAMPLERS", "Factor", "Prediction", "Random", "Sampler", "Static", "Threshold", "make", "owners"]

@@ -1,0 +1,405 @@
+import argparse
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoints
+import dllm
+from dllm import arguments, cli
+from dllm.cli import main
+from dllm.live import printable
+from dllm.settings import ALIASES, NAMES, Settings
+
+QUESTION = "Ida has 42 tulips."
+SHORT = {"gen_length": 8, "block_length": 4}
+SHORT_OPTIONS = ["--gen_length", "8", "--block_length", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoints.save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A model without tokenizer."""
+    return checkpoints.save(tmp_path_factory.mktemp("plain"), tokenizer=False)
+
+
+@pytest.fixture(scope="module")
+def opened(folder):
+    return dllm.load(folder)
+
+
+@pytest.fixture
+def ask(folder, capsys):
+    """Run dllm generate on the folder; returns what it printed as JSON."""
+
+    def run(*options):
+        assert main(["generate", "--model", folder, *SHORT_OPTIONS, "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def refused(capsys, *argv):
+    """The one line on stderr with which a command ends."""
+    assert main(list(argv)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("dllm: error: ") and err.count("\n") == 1
+    return err
+
+
+# What generate prints
+
+
+def test_a_pipe_gets_the_answers_and_stderr_the_figures(folder, opened, capsys):
+    assert main(["generate", QUESTION, "Two", "--model", folder, *SHORT_OPTIONS]) == 0
+    out, err = capsys.readouterr()
+    done = dllm.generate(opened, [QUESTION, "Two"], **SHORT)
+    assert out == "".join(f"{text}\n" for text in done.texts)
+    assert err.startswith(f"{done.forwards} forwards, {int(done.answer_tokens.sum())} answer tokens, ")
+    assert "tokens per forward" in err and "tokens/s" in err and err.count("\n") == 1
+
+
+def test_json_is_what_the_library_returns(ask, opened):
+    got = ask(
+        QUESTION, "Two", "--sampler", "threshold:threshold=0.3", "--cache", "prefix:refresh=2", "--num_samples", "2"
+    )
+    done = dllm.generate(
+        opened, [QUESTION, "Two"], "threshold:threshold=0.3", "prefix:refresh=2", num_samples=2, **SHORT
+    )
+    assert got["tokens"] == done.completions and got["text"] == done.texts and got["nfe"] == done.nfe.tolist()
+    assert got["forwards"] == done.forwards and got["tokens_per_forward"] == done.tokens_per_forward
+    assert got["answer_tokens"] == done.answer_tokens.tolist() and got["seconds"] > 0
+
+
+def test_json_tells_every_setting(ask, folder):
+    told = ask(QUESTION, "--factor", "0.7", "--stop", "a", "--stop", "b")["settings"]
+    assert set(NAMES) <= set(told) and told["stop"] == ["a", "b"] and told["gen_length"] == 8
+    assert told["sampler"] == {"name": "factor", "factor": 0.7} and told["cache"] == {"name": "dual", "refresh": None}
+    assert told["model"] == folder and (told["device"], told["dtype"]) == ("cpu", "float32")
+    assert told["versions"]["torch"] == torch.__version__ and told["threads"] == 1
+
+
+def test_the_seed_that_was_drawn_repeats_the_answer(ask):
+    first = ask(QUESTION, "--temperature", "1")
+    again = ask(QUESTION, "--temperature", "1", "--seed", str(first["settings"]["seed"]))
+    assert again["tokens"] == first["tokens"]
+
+
+def test_the_seed_is_told_where_something_is_drawn(folder, capsys):
+    for options, drawn in ([], False), (["--temperature", "1"], True), (["--sampler", "random"], True):
+        main(["generate", QUESTION, "--model", folder, *SHORT_OPTIONS, "--seed", "77", *options])
+        assert ("seed 77" in capsys.readouterr().err) == drawn
+
+
+def test_token_ids_for_a_model_without_tokenizer(plain, capsys):
+    argv = ["generate", "--prompt_ids", "5 6 7", "--prompt-ids", "[8,9]", "--model", plain, *SHORT_OPTIONS]
+    assert main(argv) == 0
+    done = dllm.generate(dllm.load(plain), [[5, 6, 7], [8, 9]], **SHORT)
+    assert capsys.readouterr().out == "".join(" ".join(map(str, ids)) + "\n" for ids in done.completions)
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] is None
+
+
+def test_standard_input_is_one_prompt(ask, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\nAnd so on.\n"))
+    assert ask("-")["tokens"] == ask(f"{QUESTION}\nAnd so on.")["tokens"]
+
+
+def test_raw_text_and_chat_differ(ask, opened):
+    raw = dllm.generate(opened, QUESTION, chat=False, **SHORT).completions
+    assert ask(QUESTION, "--no_chat")["tokens"] == raw != ask(QUESTION)["tokens"]
+
+
+def test_the_trace_holds_every_change(ask, tmp_path):
+    done = ask(QUESTION, "--trace", str(tmp_path / "a" / "trace.jsonl"), "--no-eos-early-stop")
+    changes = [json.loads(line) for line in (tmp_path / "a" / "trace.jsonl").read_text().splitlines()]
+    assert [c["token"] for c in sorted(changes, key=lambda c: c["column"])] == done["tokens"][0]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["trace.jsonl"]
+
+
+def test_a_prompt_may_stand_anywhere():
+    for argv in (
+        ["a", "--steps", "3", "b"],
+        ["--steps", "3", "a", "b"],
+        ["a", "b", "--steps=3"],
+        ["--steps", "3", "--", "a", "b"],
+    ):
+        assert arguments.read(["generate", *argv]).prompt == ["a", "b"]
+    assert arguments.read(["generate", "--", "--steps"]).prompt == ["--steps"]
+    assert arguments.read(["generate", "-5 + 3", "--of two words", "-"]).prompt == ["-5 + 3", "--of two words", "-"]
+
+
+# Options
+
+
+def test_options_are_the_fields_of_settings():
+    usual = arguments.read(["generate", "x"])
+    assert arguments.settings_of(usual) == {name: getattr(Settings(), name) for name in NAMES} | {"stop": []}
+    argv = [
+        "--gen_length=5",
+        "--block_length=2",
+        "--steps=3",
+        "--temperature=0.5",
+        "--cfg_scale=1",
+        "--seed=4",
+        "--mask_id=7",
+    ]
+    argv += [
+        "--no_eos_early_stop",
+        "--logits_eos_inf",
+        "--confidence_eos_eot_inf",
+        "--stop=s",
+        "--num_samples=2",
+        "--batch_size=9",
+    ]
+    given = arguments.settings_of(arguments.read(["generate", *argv]))
+    assert list(given.values()) == [5, 2, 3, 0.5, 1.0, 4, 7, False, True, True, ["s"], 2, 9]
+    assert [type(given[n]) for n in ("gen_length", "temperature", "seed")] == [int, float, int]
+
+
+def test_hyphens_and_names_of_other_projects_are_understood():
+    for name in ("gen_length", "gen-length", *(also for also, ours in ALIASES.items() if ours == "gen_length")):
+        for argv in ([f"--{name}", "7"], [f"--{name}=7"], [f"--{name.replace('_', '-')}", "7"]):
+            assert arguments.settings_of(arguments.read(["generate", *argv]))["gen_length"] == 7
+    assert arguments.read(["generate", "--alg", "factor"]).sampler == "factor"
+    assert arguments.read(["generate", "--no-chat", "--prompt-ids=1 2"]).prompt_ids == ["1 2"]
+    assert arguments.read(["compare", "--tasks", "lists"]).task == "lists"
+
+
+def test_none_means_no_value():
+    assert arguments.settings_of(arguments.read(["generate", "--seed", "none", "--steps=None"]))["seed"] is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "sampler"),
+    [
+        ([], "threshold"),
+        (["--threshold", "0.8"], "threshold:threshold=0.8"),
+        (["--confidence-threshold", "0.8"], "threshold:threshold=0.8"),
+        (["--factor=1.5"], "factor:factor=1.5"),
+        (["--sampler", "factor", "--factor", "2"], "factor:factor=2"),
+        (["--remasking", "random"], "static"),
+    ],
+)
+def test_options_of_samplers_choose_their_sampler(argv, sampler):
+    assert cli.sampler_of(arguments.read(["generate", *argv])) == dllm.samplers.make(sampler)
+
+
+def test_every_option_has_a_help_and_every_field_a_docstring(capsys):
+    for command in ("generate", "compare", "doctor"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+        assert "--gen_length INT" in capsys.readouterr().out
+    told = arguments.docs(Settings)
+    assert all(told[f.name] for f in fields(Settings) if f.init)
+    for parser in arguments.build()[1].values():
+        hidden = [a for a in parser._actions if not a.help or a.help is argparse.SUPPRESS]
+        assert {a.option_strings[0] for a in hidden} <= {
+            "--no_eos_early_stop",
+            "--no_logits_eos_inf",
+            "--no_confidence_eos_eot_inf",
+        }
+
+
+def test_the_version_and_a_bare_command(capsys):
+    for argv, text in (["--version"], f"dllm {dllm.__version__}\n"), ([], "usage: dllm"):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 0 and capsys.readouterr().out.startswith(text)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["genrate"], "unknown command 'genrate'; did you mean 'generate'?"),
+        (["generate", "x", "--gen_lenght", "5"], "unknown option '--gen_lenght'; did you mean '--gen_length'?"),
+        (["generate", "x", "--gen", "5"], "unknown option '--gen'"),
+        (["generate", "x", "-q"], "unknown option '-q'"),
+        (["--verbose"], "unknown option '--verbose'"),
+        (["generate", "x", "--gen_length"], "expected one argument"),
+        (["generate", "x", "--gen_length", "0"], "gen_length=0 must be a whole number of at least 1"),
+        (["generate", "x", "--gen_length", "-5"], "gen_length=-5 must be"),
+        (["generate", "x", "--gen_length", "1.5"], "gen_length=1.5 is not of type int"),
+        (["generate", "x", "--temperature", "nan"], "temperature=nan must be"),
+        (["generate", "x", "--pace", "slow"], "pace=slow is not of type float"),
+        (["generate", "x", "--sampler", "treshold"], "unknown sampler 'treshold'; did you mean 'threshold'?"),
+        (["generate", "x", "--sampler", "threshold:treshold=1"], "unknown option of sampler threshold 'treshold'"),
+        (["generate", "x", "--threshold", "1.5"], "threshold=1.5 is not a probability"),
+        (
+            ["generate", "x", "--threshold", "0.5", "--sampler", "static"],
+            "unknown option of sampler static 'threshold'",
+        ),
+        (["generate", "x", "--cache", "duel"], "unknown cache 'duel'; did you mean 'dual'?"),
+        (["generate", "x", "--remasking", "low"], "invalid choice: 'low'"),
+        (["generate"], "no prompt was given"),
+        (["generate", "--prompt_ids", "1 two"], "--prompt_ids '1 two' is no list of token ids"),
+        (["generate", "--prompt_ids", ""], "is no list of token ids"),
+        (["generate", "x", "--trace", "/proc/x/t"], "/proc/x/t cannot be written"),
+        (["doctor", "x"], "unexpected argument 'x'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_the_model_is_opened(argv, message, capsys, monkeypatch):
+    monkeypatch.setattr(dllm, "load", lambda *_a, **_k: pytest.fail("opened"))
+    assert message in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["x", "--gen_length", "300"], "the model's context is 256"),
+        ([" "], "the prompt is empty"),
+        (["--prompt_ids", "99999"], "token id 99999 in a prompt is outside the vocabulary"),
+        (["x", "--mask_id", "99999"], "mask_id=99999 is outside"),
+        (["x", "--dtype", "int8"], "unknown dtype 'int8'"),
+        (["x", "--device", "tpu9"], "device='tpu9' cannot be used"),
+        (["x", "--remasking", "random", "--sampler", "factor"], "remasking='random' is an order"),
+    ],
+)
+def test_what_the_model_refuses_is_one_line_too(argv, message, folder, capsys, tmp_path):
+    target = tmp_path / "trace"
+    assert message in refused(capsys, "generate", "--gen_length", "8", *argv, "--model", folder, "--trace", str(target))
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_text_for_a_model_without_tokenizer(plain, capsys):
+    assert "this model has no tokenizer" in refused(capsys, "generate", "x", "--model", plain)
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\n"])
+def test_empty_standard_input(text, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert "standard input is empty" in refused(capsys, "generate", "-")
+
+
+def test_standard_input_that_is_not_text(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\xfa"), encoding="utf-8"))
+    assert "standard input is not text" in refused(capsys, "generate", "-")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 141, ""),
+        (OSError(28, "No space left on device"), 2, "dllm: error: [Errno 28] No space left on device\n"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 2, "dllm: error: CUDA out of memory. Tried\n"),
+    ],
+)
+def test_what_happens_outside_ends_quietly(error, code, line, capsys, monkeypatch):
+    def fail(_options):
+        raise error
+
+    monkeypatch.setattr(cli, "doctor", fail)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "doctor", lambda _options: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+# Files
+
+
+def test_a_file_is_replaced_only_if_all_goes_well(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), cli.replacing(target) as file:  # noqa: PT012  # the file is written inside
+        file.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    with cli.replacing(target) as file:
+        assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+        file.write_text("new")
+    assert target.read_text() == "new" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with cli.replacing(tmp_path / "link") as file:
+        file.write_text("text")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "text"
+    with cli.replacing(Path("/dev/null")) as file:
+        file.write_text("text")
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_read_only_file_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "access", lambda *_a: False)  # root may write to everything
+    with pytest.raises(dllm.DllmError, match="it is read-only"), cli.replacing(tmp_path / "file"):
+        pass
+
+
+# As users run it
+
+
+def run(*argv, **more):
+    return subprocess.run([sys.executable, "-m", "dllm", *argv], capture_output=True, timeout=100, **more)
+
+
+def test_a_closed_pipe_ends_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "dllm", "doctor"], stdout=closed, stderr=subprocess.PIPE, timeout=100, check=False
+        )
+    assert done.returncode == 141 and done.stderr == b""
+
+
+def test_an_error_has_no_traceback_and_no_usage(folder):
+    done = run("generate", "x", "--model", folder, "--gen_length", "0")
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr == b"dllm: error: gen_length=0 must be a whole number of at least 1.\n"
+
+
+def test_a_terminal_shows_the_canvas_then_the_answer(folder, opened):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    argv = ["generate", QUESTION, "Two", "--model", folder, *SHORT_OPTIONS, "--pace", "0.01"]
+    environment = os.environ | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dllm", *argv], stdout=theirs, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(theirs)
+    written = b""
+    while chunk := some(ours):
+        written += chunk
+    os.close(ours)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()).replace("\r", "")
+    done = dllm.generate(opened, [QUESTION, "Two"], **SHORT)
+    assert "········" in text and "╭─ 1 of 2 ─" in text and "step 0" in text and f"forwards {done.forwards}" in text
+    ending = "".join(f"{i} of 2\n{printable(text)}\n" for i, text in enumerate(done.texts, 1))
+    assert ending in text and "tokens per forward" in text.rsplit(ending)[1]
+
+
+def some(terminal):
+    """What a terminal has to read; nothing once the other side is closed."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""

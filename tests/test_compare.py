@@ -1,0 +1,234 @@
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+import checkpoints
+import dllm
+from dllm import compare
+from dllm.arguments import listed
+from dllm.cli import main
+from dllm.compare import Cell, measure, note, pairs, questions, table, to_csv, to_png
+from dllm.errors import DllmError
+from dllm.evaluate.score import wilson
+from dllm.zoo.tasks import correct
+
+SIZES = {"gen_length": 12, "block_length": 4, "batch_size": 2}
+CONDITIONS = {
+    "model": "tiny-llada", "device": "cpu", "dtype": "float32", "threads": 2, "versions": {"torch": "2.0", "dllm": "1"},
+    "tasks": ["math", "lists"], "n": 50, "seed": 0, "gen_length": 64, "block_length": 32, "batch_size": 16,
+    "temperature": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoints.save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def opened(folder):
+    return dllm.load(folder)
+
+
+def cell(sampler="static", cache="none", right=30, tokens_per_forward=1.0, tokens_per_second=100.0):
+    low, high = wilson(right, 50)
+    return Cell(
+        sampler, cache, 50, right, right / 50, low, high, right, 48 / tokens_per_forward, 48.0, tokens_per_forward,
+        12345.0, 2400 / tokens_per_second, tokens_per_second,
+    )  # fmt: skip
+
+
+def grid():
+    rates = {"static": 0.92, "threshold:threshold=0.8": 2.6, "factor": 3.2}
+    return [cell(s, c, 35 - i, r + i / 40) for s, r in rates.items() for i, c in enumerate(("none", "prefix", "dual"))]
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def printed(width, cells=None):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(cells or grid()))
+    return console.file.getvalue()
+
+
+def test_a_cell_tells_what_generate_did(opened):
+    asked = questions(["math", "lists"], 2, 0)
+    got = measure(opened, asked, "threshold:threshold=0.3", "prefix", **SIZES)
+    done = dllm.generate(opened, [p.question for p in asked], "threshold:threshold=0.3", "prefix", **SIZES)
+    assert got.n == 4 and got.right == sum(map(correct, asked, done.texts))
+    assert got.nfe == done.nfe.float().mean() and got.rows == done.rows.float().mean()
+    assert got.tokens_per_forward == done.tokens_per_forward
+    assert got.tokens_per_second == pytest.approx(int(done.answer_tokens.sum()) / got.seconds)
+    assert (got.low, got.high) == wilson(got.right, 4)
+
+
+def test_right_answers_are_counted(opened):
+    asked = [
+        replace(p, check=lambda text, i=i: i < 2 and isinstance(text, str))
+        for i, p in enumerate(questions(["lists"], 3, 0))
+    ]
+    got = measure(opened, asked, "threshold", "dual", **SIZES)
+    assert (got.right, got.consistent, got.accuracy) == (2, 2, 2 / 3)
+
+
+def test_the_warm_up_is_short_and_not_counted(opened, monkeypatch):
+    seen, asked = [], questions(["lists"], 3, 0)
+    monkeypatch.setattr(compare, "generate", lambda _m, prompts, *_a, **settings: seen.append((len(prompts), settings)))
+    got = measure(opened, asked, "static", "none", **SIZES, steps=6, eos_early_stop=False)
+    [(n, settings)] = seen
+    assert n == 1 and settings == {**SIZES, "gen_length": 4, "steps": None, "eos_early_stop": False}
+    assert got.nfe == 6
+
+
+def test_progress_is_told(opened):
+    told = []
+    measure(opened, questions(["lists"], 3, 0), "static", "none", lambda *now: told.append(now), **SIZES)
+    assert told == sorted(told) and {answers for answers, _ in told} <= {0, 1, 2, 3}
+    assert [forwards for _, forwards in told[:-1]] == list(range(1, len(told))) and told[-1] == (3, len(told) - 1)
+
+
+def test_static_takes_one_token_a_step_unless_told(opened):
+    asked = questions(["lists"], 1, 0)
+    assert measure(opened, asked, "static", "none", **SIZES, eos_early_stop=False).nfe == 12
+    assert measure(opened, asked, "static", "none", **SIZES, eos_early_stop=False, steps=3).nfe == 3
+
+
+def test_every_sampler_meets_every_cache_on_the_same_test_problems(opened):
+    asked = questions(["math", "lists"], 2, 7)
+    assert asked == questions(["math", "lists"], 2, 7) != questions(["math", "lists"], 2, 8)
+    assert [p.task for p in asked] == ["math", "math", "lists", "lists"]
+    chosen = pairs(["static", "factor"], ["none", "dual"])
+    cells = compare.run(opened, asked, chosen, Console(file=io.StringIO()), **SIZES)
+    assert [(c.sampler, c.cache) for c in cells] == chosen
+    assert chosen == [("static", "none"), ("static", "dual"), ("factor", "none"), ("factor", "dual")]
+
+
+def test_a_terminal_gets_a_bar(opened):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    compare.run(opened, questions(["lists"], 2, 0), [("static", "none")], console, **SIZES)
+    assert "static, none: 1" in console.file.getvalue() and "2/2" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits(width):
+    lines = printed(width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("static") and "70.0 [56-81]" in line and "12,345" in line for line in lines)
+    assert "…" not in printed(width)
+
+
+def test_speed_is_told_beside_the_first_rows():
+    text = printed(120, [cell(tokens_per_second=80.0), cell("factor", tokens_per_second=200.0)])
+    first, second = (line.split()[-2:] for line in text.splitlines()[3:5])
+    assert first == ["80", "1.0"] and second == ["200", "2.5"]
+    assert printed(120, [cell(tokens_per_second=1e-9)])
+
+
+def test_the_note_tells_the_conditions():
+    told = note(CONDITIONS)
+    for fact in (
+        "tiny-llada",
+        "cpu",
+        "float32",
+        "2 threads",
+        "torch 2.0",
+        "n = 50",
+        "math, lists",
+        "seed 0",
+        "64",
+        "16",
+    ):
+        assert fact in told
+
+
+def test_the_csv_has_every_figure_and_condition(tmp_path):
+    to_csv(grid(), CONDITIONS, tmp_path / "grid.csv")
+    rows = read(tmp_path / "grid.csv")
+    assert len(rows) == 9 and {row["tasks"] for row in rows} == {"math lists"}
+    assert rows[3]["sampler"] == "threshold:threshold=0.8" and float(rows[3]["tokens_per_forward"]) == 2.6
+    assert rows[0]["torch"] == "2.0" and rows[0]["gen_length"] == "64"
+
+
+def test_the_picture_labels_every_point(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    axes = []
+    place = compare.place_labels
+    monkeypatch.setattr(compare, "place_labels", lambda r, a, c, k: (axes.append((r, a)), place(r, a, c, k)))
+    to_png(grid(), CONDITIONS, tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    [(renderer, drawn)] = axes
+    assert isinstance(drawn, Axes)
+    labels = [t for t in drawn.texts if t.get_text() in ("none", "prefix", "dual")]
+    assert len(labels) == 9
+    from matplotlib.text import Text
+
+    boxes = [Text.get_window_extent(label, renderer) for label in labels]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.mark.parametrize("right", [0, 50])
+def test_the_picture_of_one_point_at_the_edge(tmp_path, right):
+    to_png([cell(right=right, tokens_per_forward=1e-9 if right == 0 else 3.0)], CONDITIONS, tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 5000
+
+
+def test_lists_of_names_keep_their_options_together():
+    assert listed("static,threshold:threshold=0.8, factor") == ["static", "threshold:threshold=0.8", "factor"]
+    assert listed("a:x=1,y=2,b,b") == ["a:x=1,y=2", "b"]
+    with pytest.raises(DllmError, match="empty name"):
+        listed("a,,b")
+
+
+def test_the_command_prints_a_table_and_writes_both_files(folder, tmp_path, capsys):
+    files = ["--csv", str(tmp_path / "new" / "a.csv"), "--png", str(tmp_path / "new" / "a.png")]
+    arguments = ["--model", folder, "--task", "lists,math", "--n", "2", "--samplers", "static,factor:factor=0.5"]
+    arguments += ["--caches", "none,dual", "--gen-length", "8", "--block-length", "4", "--device", "cpu"]
+    assert main(["compare", *arguments, *files]) == 0
+    out, err = capsys.readouterr()
+    assert "factor: factor=0.5" in out and "n = 4 test problems of lists, math" in out and err == ""
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.csv", "a.png"]
+    assert main(["compare", *arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["rows"]) == 4 and told["conditions"]["seed"] == 0 and told["conditions"]["gen_length"] == 8
+    rows = read(tmp_path / "new" / "a.csv")
+    same = ("sampler", "cache", "right", "nfe", "rows", "answer_tokens")
+    assert [[row[k] for k in same] for row in rows] == [[str(row[k]) for k in same] for row in told["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "maths"], "unknown task 'maths'; did you mean 'math'?"),
+        (["--samplers", "static,treshold"], "unknown sampler 'treshold'; did you mean 'threshold'?"),
+        (["--caches", "none,duel"], "unknown cache 'duel'; did you mean 'dual'?"),
+        (["--n", "0"], "n=0 problems"),
+        (["--n", "many"], "n=many is not"),
+        (["--csv", "/proc/no/grid.csv"], "/proc/no/grid.csv cannot be written"),
+        (["--png", "/"], "/ cannot be written (it is a folder)"),
+        (["--gen_length", "0"], "gen_length=0 must be"),
+        (["--threshold", "0.8"], "unknown option '--threshold'"),
+        (["extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_model_is_opened(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(dllm, "load", lambda *_a, **_k: pytest.fail("opened"))
+    assert main(["compare", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("dllm: error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_model_without_tokenizer_cannot_be_asked(tmp_path, capsys):
+    folder = checkpoints.save(tmp_path, tokenizer=False)
+    target = tmp_path / "a.csv"
+    target.write_text("old")
+    assert main(["compare", "--model", folder, "--n", "1", "--csv", str(target)]) == 2
+    assert "no tokenizer" in capsys.readouterr().err
+    assert target.read_text() == "old" and not list(tmp_path.glob(".*"))
