@@ -6,8 +6,9 @@ BIN = $(VENV)/bin
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed  ## install, then compare samplers and caches on the bundled model
-	$(BIN)/dllm generate "Anna has 12 apples. Anna buys 3 bags with 5 apples each. How many apples does Anna have?" --gen_length 64
-	$(BIN)/dllm compare --task math --n 48 --samplers static,threshold,factor --caches none,dual --gen_length 64 --png runs/compare.png --csv runs/compare.csv
+	$(BIN)/dllm generate "Reverse this list: ship, boat, fish, moon, cloud, cake, horse, tent" --gen_length 64
+	$(BIN)/dllm compare --task lists --n 64 --samplers static,threshold,factor --caches none,dual --gen_length 64 \
+		--png runs/compare.png --csv runs/compare.csv
 
 test: $(VENV)/.tested  ## install, then run every test
 	$(BIN)/python -m pytest -n 2

@@ -1,0 +1,38 @@
+"""The models that ship with the package: they load, answer, and come with what their card says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dllm
+from dllm.zoo import tasks
+
+ZOO = Path(dllm.__file__).parent / "zoo"
+MODELS = sorted(path.parent for path in ZOO.glob("*/config.json"))
+FILES = {"LICENSE", "README.md", "config.json", "model.safetensors", "recipe.json", "tokenizer.json"}
+
+bundled = pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+
+
+def test_there_is_one():
+    assert [folder.name for folder in MODELS] == ["tiny-llada"]
+
+
+@bundled
+def test_a_model_comes_with_its_card_recipe_and_licence(folder):
+    assert {path.name for path in folder.iterdir()} >= FILES
+    card, recipe = (folder / "README.md").read_text(), json.loads((folder / "recipe.json").read_text())
+    assert f"{recipe['steps']:,} steps" in card
+    assert all(f"| {task} | all | 500 |" in card for task in ("lists", "math", "code"))
+    assert (folder / "model.safetensors").stat().st_size < 20e6
+
+
+@bundled
+@pytest.mark.parametrize("sampler", ["static", "threshold", "factor"])
+def test_it_copies_and_reverses_lists(folder, sampler):
+    easy = [p for p in tasks.problems("lists", 100) if p.kind in ("copy", "reverse")][:16]
+    made = dllm.generate(dllm.load(folder, device="cpu"), [p.question for p in easy], sampler, gen_length=32)
+    right = sum(tasks.correct(p, text) for p, text in zip(easy, made.texts, strict=True))
+    assert right >= 14
+    assert sampler == "static" or made.tokens_per_forward > 2
