@@ -193,11 +193,14 @@ def test_none_means_no_value():
         (["--confidence-threshold", "0.8"], "threshold:threshold=0.8"),
         (["--factor=1.5"], "factor:factor=1.5"),
         (["--sampler", "factor", "--factor", "2"], "factor:factor=2"),
-        (["--remasking", "random"], "static"),
+        (["--remasking", "random"], "random"),
     ],
 )
-def test_options_of_samplers_choose_their_sampler(argv, sampler):
-    assert cli.sampler_of(arguments.read(["generate", *argv])) == dllm.samplers.make(sampler)
+def test_options_of_samplers_choose_their_sampler(folder, capsys, argv, sampler):
+    assert main(["generate", "a", "--model", str(folder), "--gen_length", "4", "--json", *argv]) == 0
+    used = json.loads(capsys.readouterr().out)["settings"]["sampler"]
+    made = dllm.samplers.make(sampler)
+    assert used == {"name": sampler.partition(":")[0], **vars(made)}
 
 
 def test_every_option_has_a_help_and_every_field_a_docstring(capsys):

@@ -187,7 +187,8 @@ def test_lists_of_names_keep_their_options_together():
         listed("a,,b")
 
 
-def test_the_command_prints_a_table_and_writes_both_files(folder, tmp_path, capsys):
+def test_the_command_prints_a_table_and_writes_both_files(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     files = ["--csv", str(tmp_path / "new" / "a.csv"), "--png", str(tmp_path / "new" / "a.png")]
     arguments = ["--model", folder, "--task", "lists,math", "--n", "2", "--samplers", "static,factor:factor=0.5"]
     arguments += ["--caches", "none,dual", "--gen-length", "8", "--block-length", "4", "--device", "cpu"]

@@ -415,7 +415,7 @@ def test_the_arguments_of_other_projects_choose_sampler_and_cache(model):
         ({"cache": 3}, "cache=3 is neither a name nor a Cache; there are: none"),
         ({"eos_early_stop": "no"}, "eos_early_stop='no' must be True or False"),
         ({"mask_id": "39"}, "mask_id='39' must be a token id"),
-        ({"mask_id": 40}, "mask_id=40 is outside the vocabulary of 40 tokens"),
+        ({"mask_id": 40, "gen_length": 4}, "mask_id=40 is outside the vocabulary of 40 tokens"),
         ({"stop": [5]}, r"stop=\[5\] must be a string or a list of strings"),
         ({"seed": True}, "seed=True must be a whole number"),
         ({"seed": 1 << 63}, "must be a whole number from 0"),

@@ -247,7 +247,27 @@ def test_a_hub_id_is_downloaded_without_code_and_pickles(zoo, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert load("someone/model", revision="abc").spec.vocab_size == 40
-    assert asked == [("someone/model", "abc", ["*.jinja", "*.json", "*.model", "*.safetensors", "*.txt"])]
+    small = ["*.jinja", "*.json", "*.model", "*.txt"]  # first, so that an unknown family costs no gigabytes
+    assert asked == [("someone/model", "abc", wanted) for wanted in (small, sorted([*small, "*.safetensors"]))]
+
+
+def test_a_hub_id_of_an_unknown_family_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"architectures": ["Strange"]}')
+    asked = []
+
+    def snapshot_download(*_, allow_patterns, **__):
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    refused("someone/strange", "Strange", "not known here")
+    assert "*.safetensors" not in asked
+
+
+def test_a_hub_id_with_pickles_alone_is_refused_with_the_reason(zoo, monkeypatch):
+    (zoo / "tiny-llada" / SINGLE).unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(zoo / "tiny-llada"))
+    refused("someone/pickled", "'someone/pickled' has no safetensors files", "can run code when opened")
 
 
 @pytest.mark.usefixtures("zoo")
