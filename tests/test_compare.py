@@ -194,7 +194,7 @@ def test_the_command_prints_a_table_and_writes_both_files(folder, tmp_path, caps
     arguments += ["--caches", "none,dual", "--gen-length", "8", "--block-length", "4", "--device", "cpu"]
     assert main(["compare", *arguments, *files]) == 0
     out, err = capsys.readouterr()
-    assert "factor: factor=0.5" in out and "n = 4 test problems of lists, math" in out and err == ""
+    assert "factor: factor=0.5" in out and "n = 4 test problems of lists, math" in " ".join(out.split()) and err == ""
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.csv", "a.png"]
     assert main(["compare", *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
