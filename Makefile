@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed  ## install, then compare samplers and caches on the bundled model
-	$(BIN)/dllm generate "Reverse this list: ship, boat, fish, moon, cloud, cake, horse, tent" --gen_length 64
+	$(BIN)/dllm generate "Reverse this list: ship, boat, fish, moon, cloud, cake" --gen_length 64
 	$(BIN)/dllm compare --task lists --n 64 --samplers static,threshold,factor --caches none,dual --gen_length 64 \
 		--png runs/compare.png --csv runs/compare.csv
 
