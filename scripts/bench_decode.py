@@ -44,15 +44,17 @@ class Plain:
     """Fast-dLLM's three generate functions for one prompt and a full-attention model without logits shift."""
 
     def __init__(self, model: Transformer, cache: str) -> None:
-        self.model, self.cache, self.past = model, cache, []  # type: ignore[var-annotated]
+        self.model, self.cache = model, cache
+        self.layers: list[Any] = list(model.layers)
+        self.past: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, tokens: Tensor, first: int, keep: int | None) -> Tensor:
         """Logits of the columns from `first` on. With a cache, `keep` columns of the stored K/V are concatenated."""
         spec, h = self.model.spec, self.model.embed(tokens)
-        past: list[Any] = []
-        for i, layer in enumerate(self.model.layers):
-            qkv = layer.qkv(layer.attn_norm(h)).view(1, h.shape[1], -1, spec.head_dim)  # type: ignore[operator]
-            q, k, v = torch.split(qkv, layer.head_counts, 2)  # type: ignore[arg-type]
+        past: list[tuple[Tensor, Tensor]] = []
+        for i, layer in enumerate(self.layers):
+            qkv = layer.qkv(layer.attn_norm(h)).view(1, h.shape[1], -1, spec.head_dim)
+            q, k, v = torch.split(qkv, layer.head_counts, 2)
             if self.cache == "dual" and keep is not None:
                 before, after = slice(0, first), slice(first + h.shape[1], None)
                 k = torch.cat([self.past[i][0][:, before], k, self.past[i][0][:, after]], 1)
@@ -64,9 +66,9 @@ class Plain:
             q = rotate(q, rotation(spec, columns[:, first : first + q.shape[1]], q.dtype))
             keys = rotate(k, rotation(spec, columns, k.dtype))
             o = F.scaled_dot_product_attention(q.transpose(1, 2), keys.transpose(1, 2), v.transpose(1, 2))
-            h = h + layer.out(o.transpose(1, 2).reshape(1, h.shape[1], -1))  # type: ignore[operator]
-            gate, up = layer.gate_up(layer.mlp_norm(h)).chunk(2, -1)  # type: ignore[operator]
-            h = h + layer.down(F.silu(gate) * up)  # type: ignore[operator]
+            h = h + layer.out(o.transpose(1, 2).reshape(1, h.shape[1], -1))
+            gate, up = layer.gate_up(layer.mlp_norm(h)).chunk(2, -1)
+            h = h + layer.down(F.silu(gate) * up)
         if keep is None or self.cache == "dual":
             self.past = past
         logits: Tensor = self.model.head(self.model.norm(h))
