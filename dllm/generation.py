@@ -62,7 +62,7 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         )
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Integral | Mapping)):
         return [prompts]  # type: ignore[list-item]  # the first entry tells that this is one prompt
-    return list(prompts)  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]  # and that these are many; each is checked on its own
 
 
 def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
@@ -116,7 +116,7 @@ class Generation:
     answer_tokens: Int[Tensor, " B"]
     """Tokens of the answer before its end of text."""
     seconds: float
-    """From the first forward's preparation to the last commit, all rows."""
+    """From the start of the run until the host has read that the last row is done."""
     forward_seconds: float
     """Of these, inside the model's call; on a GPU that is the launch, not the work."""
     seed: int
