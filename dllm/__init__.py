@@ -6,6 +6,7 @@ from dllm.canvas import Canvas, Span
 from dllm.engine import Run
 from dllm.errors import DllmError
 from dllm.generation import Generation
+from dllm.infill import infill
 from dllm.loading import load
 from dllm.settings import Settings
 from dllm.trace import Step, Trace
@@ -23,6 +24,7 @@ __all__ = [
     "cache",
     "compat",
     "generate",
+    "infill",
     "load",
     "samplers",
     "stream",

@@ -8,11 +8,18 @@ import dllm.samplers
 from dllm.cache.base import Cache
 from dllm.engine import Run
 from dllm.errors import DllmError, unknown
-from dllm.generation import Generation, Prompt, requests
+from dllm.generation import Constraints, Generation, Prompt, Request, constrained, requests
+from dllm.hooks import Hooks
 from dllm.samplers.base import Sampler
 from dllm.settings import ALIASES, NAMES, SAMPLER_ALIASES, Settings
 from dllm.spec import Model, ModelSpec
 from dllm.trace import Observer
+
+HOOK_NAMES = {
+    "tokens": ("tokens_hook", "generation_tokens_hook_func"),
+    "logits": ("logits_hook", "generation_logits_hook_func"),
+}
+"""The hooks, by the names that we and Dream's projects give them."""
 
 
 def canonical(settings: dict[str, Any]) -> dict[str, Any]:
@@ -21,8 +28,9 @@ def canonical(settings: dict[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         known = ALIASES.get(name, name)
         if known not in NAMES:
-            more = ["sampler", "cache", "remasking", "chat", "request_ids", "observers"]
-            raise unknown("argument", name, [*NAMES, *ALIASES, *SAMPLER_ALIASES, *more])
+            more = ["sampler", "cache", "remasking", "chat", "constraints", "request_ids", "observers"]
+            hooks = [hook for names in HOOK_NAMES.values() for hook in names]
+            raise unknown("argument", name, [*NAMES, *ALIASES, *SAMPLER_ALIASES, *hooks, *more])
         if known in renamed:
             raise DllmError(f"{known} is given twice, as {renamed[known]!r} and as {name}={value!r}; give it once.")
         renamed[known] = value
@@ -31,8 +39,8 @@ def canonical(settings: dict[str, Any]) -> dict[str, Any]:
 
 def choose(
     sampler: str | Sampler | None, cache: str | Cache | None, remasking: str, settings: dict[str, Any]
-) -> tuple[Sampler, Cache | None]:
-    """Sampler and cache, also from the arguments by which other projects choose them, which leave `settings`.
+) -> tuple[Sampler, Cache | None, Hooks | None]:
+    """Sampler, cache and Dream's two hooks, from all the arguments that choose them, which leave `settings`.
 
     alg= names the sampler; an option of a sampler may stand alone (threshold=0.8, factor=1.0); remasking="random" is
     the order of the static schedule; use_cache= and dual_cache= are Fast-dLLM's two caches. None: the model's default.
@@ -68,7 +76,12 @@ def choose(
     if not isinstance(stored, Cache | None):
         names = ", ".join(dllm.cache.CACHES)
         raise DllmError(f"cache={cache!r} is neither a name nor a Cache; there are: {names}.")
-    return sampler, stored
+    named = {ours: [settings.pop(n) for n in names if n in settings] for ours, names in HOOK_NAMES.items()}
+    given = {ours: next((hook for hook in found if hook is not None), None) for ours, found in named.items()}
+    for ours, hook in given.items():
+        if hook is not None and not callable(hook):
+            raise DllmError(f"{ours}_hook={hook!r} is not a function of (step, x, logits).")
+    return sampler, stored, Hooks(**given) if any(given.values()) else None
 
 
 def stream(
@@ -79,30 +92,54 @@ def stream(
     *,
     remasking: str = "low_confidence",
     chat: bool = True,
+    constraints: Constraints | None = None,
     request_ids: Sequence[int] | None = None,
     observers: Sequence[Observer] = (),
     **settings: Any,
 ) -> Run:
     """Start a generation: iterate over the run for its steps, then ask for run.result(). Arguments as of `generate`."""
-    made, stored = choose(sampler, cache, remasking, settings)
+    made, stored, hooks = choose(sampler, cache, remasking, settings)
     checked = Settings(**canonical(settings))
+    check_model(model)
+    answer = constrained(model, [checked.mask(model.spec)] * checked.gen_length, constraints or {})
+    asked = requests(model, prompts, answer, chat=chat, repeats=checked.num_samples, request_ids=request_ids)
+    return start(model, asked, made, stored, checked, observers, hooks)
+
+
+def check_model(model: Any) -> None:
+    """Raise DllmError unless masks can be filled by this model."""
     if not isinstance(getattr(model, "spec", None), ModelSpec):
         raise DllmError(f"{type(model).__name__} is no model of ours; dllm.models.hf.wrap opens a transformers module.")
     if model.spec.attention == "causal":
         raise DllmError("a causal model predicts one next token; it cannot fill a canvas of masks.")
-    if stored is None:
-        stored = dllm.cache.DualCache() if model.spec.cacheable else dllm.cache.NoCache()
-    if not model.spec.cacheable and not isinstance(stored, dllm.cache.NoCache):
-        raise DllmError(f"this model computes every row by itself and cannot use {stored}; give cache='none'.")
-    asked = requests(model, prompts, chat=chat, repeats=checked.num_samples, request_ids=request_ids)
+
+
+def start(
+    model: Model,
+    asked: Sequence[Request],
+    sampler: Sampler,
+    cache: Cache | None,
+    settings: Settings,
+    observers: Sequence[Observer],
+    hooks: Hooks | None,
+) -> Run:
+    """A run of these requests. Raises DllmError where model, sampler, cache and lengths do not go together."""
+    if cache is None:
+        cache = dllm.cache.DualCache() if model.spec.cacheable and not hooks else dllm.cache.NoCache()
+    if not model.spec.cacheable and not isinstance(cache, dllm.cache.NoCache):
+        raise DllmError(f"this model computes every row by itself and cannot use {cache}; give cache='none'.")
+    if not model.spec.cacheable and sampler.needs().shadows:
+        raise DllmError(f"{sampler} needs shadow rows, which this model cannot compute; take another sampler.")
+    if hooks and not isinstance(cache, dllm.cache.NoCache):
+        raise DllmError(f"hooks see and change whole rows, which {cache} would not notice; give cache='none'.")
     for index, request in enumerate(asked):
-        longest = len(request.prompt) + checked.gen_length
-        if longest > model.spec.max_length:
+        if request.length > model.spec.max_length:
             raise DllmError(
-                f"prompt {index} of {len(request.prompt)} tokens and gen_length={checked.gen_length} make {longest}; "
-                f"the model's context is {model.spec.max_length}."
+                f"prompt {index} of {len(request.prompt)} tokens and gen_length={len(request.answer)} make "
+                f"{request.length}; the model's context is {model.spec.max_length}."
             )
-    return Run(model, asked, made, stored, checked, observers)
+        sampler.check(len(request.answer))
+    return Run(model, asked, sampler, cache, settings, observers, hooks)
 
 
 def generate(
@@ -112,7 +149,7 @@ def generate(
     cache: str | Cache | None = None,
     *,
     gen_length: int = 256,
-    block_length: int = 32,
+    block_length: int | None = None,
     steps: int | None = None,
     temperature: float = 0.0,
     cfg_scale: float = 0.0,
@@ -128,10 +165,12 @@ def generate(
     these. sampler, cache: names, with options after a colon ("threshold:threshold=0.8"), or objects; None is the
     threshold sampler, and the dual cache where the model can use one. observers: called with every `dllm.Step`.
 
-    `dllm.Settings` says what the other arguments do. `more` are its remaining fields (mask_id, logits_eos_inf,
-    confidence_eos_eot_inf, stop, num_samples), the names of other projects for any of them (max_new_tokens,
-    block_size), remasking ("random": the order of `static`), chat (False takes strings as raw text), and request_ids
-    (a number for each prompt, which names it for its noise).
+    `dllm.Settings` says what the other arguments do. `more` are its remaining fields (top_p, top_k, eotp, mask_id,
+    logits_eos_inf, confidence_eos_eot_inf, stop, num_samples), the names of other projects for any of them
+    (max_new_tokens, block_size), options of the sampler (threshold=0.8), remasking ("random": the order of `static`),
+    chat (False takes strings as raw text), constraints ({200: " The answer is"}: text or token ids that stand in every
+    answer from a column on), request_ids (a number for each prompt, which names it for its noise), and the functions
+    of `dllm.hooks` (tokens_hook, logits_hook).
     Raises DllmError, a ValueError, for values that cannot be.
     """
     given: dict[str, Any] = {

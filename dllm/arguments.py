@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import dllm
 from dllm.errors import DllmError, unknown
@@ -91,7 +91,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str], **defaul
         elif name == "stop":
             parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=f"{text}; may be repeated")
         else:
-            kind = "FLOAT" if hints[name] is float else "INT"
+            kind = "FLOAT" if float in (hints[name], *get_args(hints[name])) else "INT"
             text += "" if usual[name] is None else f" [{usual[name]}]"
             parser.add_argument(f"--{name}", default=usual[name], metavar=kind, help=text)
 
@@ -102,6 +102,17 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in options.settings}
     found = {name: convert(name, v, hints[name]) if isinstance(v, str) else v for name, v in given.items()}
     Settings(**found)
+    return found
+
+
+def constraints_of(text: str | None) -> dict[int, str]:
+    """The given words in Prophet's "200:The|201:answer": each is text with a space before it, from that column on."""
+    found: dict[int, str] = {}
+    for item in text.split("|") if text else []:
+        column, colon, words = item.partition(":")
+        if not (colon and column.strip().isdigit() and words) or int(column) in found:
+            raise DllmError(f"{item!r} in --constraints is not COLUMN:TEXT, each column once, as '200:The|201:answer'.")
+        found[int(column)] = " " + words
     return found
 
 
@@ -153,6 +164,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         choices=("low_confidence", "random"),
         help="order of the sampler static",
     )
+    add("--constraints", metavar='"200:The|201:answer"', help="words that stand in the answer from these columns on")
     add("--no_chat", action="store_true", help="take prompts as raw text, without the chat template")
     add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON")
     add(

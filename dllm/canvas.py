@@ -46,33 +46,47 @@ class Span:
 class Canvas:
     """Ragged rows: prompt, then the answer, then nothing. Columns at or after lengths[b] do not exist for row b.
 
-    Only the answer is ever denoised: a mask id that stands in a prompt is a token like any other.
+    Only open columns are ever denoised: a mask id that stands elsewhere is a token like any other.
     """
 
     tokens: Int[Tensor, "B L"]
+    open: Bool[Tensor, "B L"]
+    """True at the columns that the generation decides."""
     prompt_lengths: Int[Tensor, " B"]
+    """The prompt ends where the answer begins; an answer may hold given tokens too."""
     lengths: Int[Tensor, " B"]
     mask_id: int
+    answer_width: int
+    """Columns of the longest answer."""
 
     @property
     def columns(self) -> Int[Tensor, " L"]:
         return torch.arange(self.tokens.shape[1], device=self.tokens.device)
 
     @property
+    def exists(self) -> Bool[Tensor, "B L"]:
+        return self.columns < self.lengths[:, None]
+
+    @property
     def answer(self) -> Bool[Tensor, "B L"]:
         """True at the columns of each row's answer."""
-        columns = self.columns
-        return (columns >= self.prompt_lengths[:, None]) & (columns < self.lengths[:, None])
+        return (self.columns >= self.prompt_lengths[:, None]) & self.exists
 
     @property
     def undecided(self) -> Bool[Tensor, "B L"]:
-        """True at the answer's columns that still hold the mask."""
-        return (self.tokens == self.mask_id) & self.answer
+        """True at the open columns that still hold the mask."""
+        return (self.tokens == self.mask_id) & self.open & self.exists
 
     def read(self, span: Span) -> Int[Tensor, "B W"]:
         return self.tokens.gather(1, span.columns)
 
-    def write(self, span: Span, before: Int[Tensor, "B W"], after: Int[Tensor, "B W"]) -> None:
-        """Replace the tokens `before`, which stand at the span, by `after`."""
+    def write(self, rows: Int[Tensor, " B"], span: Span, before: Int[Tensor, "B W"], after: Int[Tensor, "B W"]) -> None:
+        """Replace the tokens `before`, which stand at the span of these rows, by `after`."""
         # Adding the difference leaves a column that the span repeats as padding to its one valid entry.
-        self.tokens.scatter_add_(1, span.columns, (after - before).masked_fill_(~span.valid, 0))
+        change = (after - before).masked_fill_(~span.valid, 0)
+        self.tokens[rows] = self.tokens[rows].scatter_add_(1, span.columns, change)
+
+    def keep_only(self, rows: Int[Tensor, " R"]) -> None:
+        """Only these rows go on, in this order."""
+        self.tokens, self.open = self.tokens[rows], self.open[rows]
+        self.prompt_lengths, self.lengths = self.prompt_lengths[rows], self.lengths[rows]

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import dllm
 from dllm.api import choose
-from dllm.arguments import listed, read, settings_of
+from dllm.arguments import constraints_of, listed, read, settings_of
 from dllm.doctor import conditions, examine, lines
 from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
@@ -47,7 +47,7 @@ def generate(options: Namespace) -> int:
     """A terminal shows the canvas being denoised; a pipe gets the answers, and stderr the figures."""
     prompts, settings, pace = prompts_of(options), settings_of(options), convert("pace", options.pace, float)
     short = {name: getattr(options, name) for name in dllm.samplers.owners()}
-    sampler, cache = choose(options.sampler, options.cache, options.remasking, short)
+    sampler, cache, _ = choose(options.sampler, options.cache, options.remasking, short)
     trace = dllm.Trace()
     with replacing(options.trace) as trace_file:
         run = dllm.stream(
@@ -56,6 +56,7 @@ def generate(options: Namespace) -> int:
             sampler,
             cache,
             chat=not options.no_chat,
+            constraints=constraints_of(options.constraints),
             observers=[trace] if trace_file else [],
             **settings,
         )
@@ -71,7 +72,7 @@ def generate(options: Namespace) -> int:
         used["cache"] = parts(cache, dllm.cache.CACHES)
         print(json.dumps(record(done) | {"settings": used}))
     else:
-        drawn = settings["temperature"] > 0 or options.remasking == "random" or options.sampler == "random"
+        drawn = settings["temperature"] > 0 or run.sampler.needs().noise
         show(done, live, f", seed {done.seed}" if drawn else "")
     return 0
 

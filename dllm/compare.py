@@ -17,7 +17,7 @@ from rich.table import Table
 
 import dllm.cache
 import dllm.samplers
-from dllm.api import generate, stream
+from dllm.api import stream
 from dllm.errors import DllmError, unknown
 from dllm.evaluate.score import wilson
 from dllm.spec import Model
@@ -101,10 +101,9 @@ def measure(
 ) -> Cell:
     """Answer all problems with one sampler and cache. `settings` as of `dllm.generate`."""
     prompts = [problem.question for problem in asked]
-    # One block of one prompt loads what is loaded lazily; on a GPU kernels also depend on the shape of the batch.
-    some = 1 if model.device.type == "cpu" else settings.get("batch_size", 16)
-    short = min(settings.get("gen_length", 256), settings.get("block_length", 32))
-    generate(model, prompts[:some], sampler, cache, **(settings | {"gen_length": short, "steps": None}))
+    # A few steps load what is loaded lazily; on a GPU kernels also depend on the shape of the batch.
+    for _ in zip(range(8), stream(model, prompts, sampler, cache, **settings), strict=False):
+        pass
     steps = stream(model, prompts, sampler, cache, **settings)
     for _ in steps:
         told(len(steps.schedule.finished), steps.forwards)
@@ -159,7 +158,8 @@ def note(conditions: dict[str, Any]) -> str:
     return (
         f"{c['model']} on {c['device']} ({c['dtype']}, {c['threads']} threads, torch {c['versions']['torch']}); "
         f"n = {c['n']} test problems of {', '.join(c['tasks'])}, seed {c['seed']}; gen_length {c['gen_length']}, "
-        f"block_length {c['block_length']}, batch_size {c['batch_size']}, temperature {c['temperature']:g}"
+        f"block_length {c['block_length'] or 'by sampler'}, batch_size {c['batch_size']}, "
+        f"temperature {c['temperature']:g}"
     )
 
 

@@ -90,10 +90,16 @@ def config_of(name: str) -> tuple[ModelSpec, dict[str, Any]]:
 
 
 def need(
-    spec: ModelSpec, dtype: torch.dtype, *, batch_size: int, prompt_length: int, gen_length: int, block_length: int
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    *,
+    batch_size: int,
+    prompt_length: int,
+    gen_length: int,
+    block_length: int | None = None,
 ) -> dict[str, int]:
     """Bytes that a generation takes: its parts by name. An estimate; what the allocator wastes is not in it."""
-    size, length, width = dtype.itemsize, prompt_length + gen_length, min(block_length, gen_length)
+    size, length, width = dtype.itemsize, prompt_length + gen_length, min(block_length or 32, gen_length)
     if length > spec.max_length:
         raise DllmError(
             f"prompt_length={prompt_length} and gen_length={gen_length} make {length} tokens; "
@@ -110,7 +116,7 @@ def need(
 
 
 def examine(
-    model: str | None, device: str | None, dtype: str | None, prompt_length: int, **sizes: int
+    model: str | None, device: str | None, dtype: str | None, prompt_length: int, **sizes: Any
 ) -> dict[str, Any]:
     """The whole report; with a model also what it needs and whether that fits. `sizes` as of `need`."""
     import dllm

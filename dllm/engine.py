@@ -7,18 +7,20 @@ waiting prompt.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache
-from dllm.canvas import Canvas, Span
+from dllm.cache.base import Cache, ShadowView
+from dllm.canvas import Span
 from dllm.errors import DllmError
 from dllm.generation import Generation, Request
+from dllm.hooks import Hooks
 from dllm.noise import Key
-from dllm.samplers.base import Prediction, Sampler
+from dllm.propose import Proposer
+from dllm.samplers.base import Memory, Prediction, Recall, Sampler
 from dllm.schedule import Position, Schedule, together
 from dllm.settings import Settings
 from dllm.spec import Model
@@ -27,14 +29,23 @@ from dllm.trace import Observer, Step
 
 @dataclass(frozen=True)
 class Plan:
-    """What the next forwards compute, of all rows in flight."""
+    """What the next forwards compute, of all rows in flight. The lists have an entry for every row."""
 
+    block: Span
+    scope: Span
+    """What the sampler wants predicted."""
     window: Span
     columns: Bool[Tensor, "R L"]
     counts: list[int]
     """How many columns of each row."""
+    lengths: list[int]
+    """How many columns each row has."""
+    starts: list[int]
+    """Where each row's block begins."""
     undecided: list[int]
     """Masks that each row has left."""
+    to_the_end: list[int]
+    """1 where all from the block on is computed."""
 
 
 class Run:
@@ -48,13 +59,15 @@ class Run:
         cache: Cache,
         settings: Settings,
         observers: Sequence[Observer] = (),
+        hooks: Hooks | None = None,
     ) -> None:
         self.model, self.spec, self.sampler = model, model.spec, sampler
-        self.settings, self.observers = settings, observers
+        self.settings, self.observers, self.hooks = settings, observers, hooks
         self.began = time.perf_counter()
         self.seconds, self.forward_seconds, self.forwards = 0.0, 0.0, 0
         self.nfe, self.computed = [0] * len(requests), [0] * len(requests)
-        self.schedule = Schedule(requests, settings, self.spec, model.device)
+        self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
+        self.needs, self.memory = sampler.needs(), Memory()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
         never = [self.schedule.canvas.mask_id, *range(named, self.spec.vocab_size)]
         self.never_proposed = torch.tensor(never, device=model.device)
@@ -64,110 +77,157 @@ class Run:
 
     def __iter__(self) -> Iterator[Step]:
         while self.schedule.slots:
-            at = self.schedule.position()
-            plan = self.survey(at)
+            if self.hooks:
+                new = (self.schedule.rows.block_start < 0).nonzero()[:, 0]
+                self.hooks.see_tokens(None, self.schedule.canvas, new, None)
+            plan = self.survey(self.schedule.position())
             if plan is None:
                 continue
             for rows in together(plan.counts):
-                for row in rows:
-                    self.schedule.undecided[row] = plan.undecided[row]
-                p = self.predict(at.block, plan, rows)
-                yield self.commit(p, self.sampler(p), rows)
+                p = self.predict(plan, rows)
+                yield self.commit(p, self.choose(p, plan, rows), plan, rows)
 
     def survey(self, at: Position) -> Plan | None:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
-        schedule = self.schedule
-        window = self.spec.window(at.block)
+        schedule, canvas = self.schedule, self.schedule.canvas
+        scope = self.sampler.scope(canvas, at.block)
+        window = self.spec.window(scope)
         columns = self.states[0].plan(window)
-        host = torch.stack([at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered]).tolist()
-        for slot, (done, left, _, broken, _) in enumerate(zip(*host, strict=True)):
-            if broken:
+        start = at.block.columns[:, 0]
+        to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None])).all(1)
+        lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
+        done, undecided, counts, broken, entered, starts, masked, lengths, ends = torch.stack(
+            [*lists, canvas.lengths, to_the_end]
+        ).tolist()
+        for slot, left in enumerate(undecided):
+            if broken[slot]:
                 step = int(schedule.rows.step[slot])
                 raise DllmError(
                     f"the model returned NaN logits for prompt {schedule.slots[slot]} at step {step}; "
                     f"check the weights, or run in a wider dtype than {self.model.dtype}."
                 )
-            if not done and left >= schedule.undecided[slot]:
+            if not done[slot] and left > schedule.budget[slot] and self.hooks is None:
                 raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {schedule.slots[slot]}.")
         self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
-        if not any(host[0]):
-            if any(host[4]):
-                schedule.enter(at)
-            return Plan(window, columns, counts=host[2], undecided=host[1])
-        taken, keep = schedule.release([slot for slot, done in enumerate(host[0]) if done])
+        if not any(done):
+            for slot in (slot for slot, new in enumerate(entered) if new):
+                schedule.enter(slot, starts[slot], masked[slot])
+            return Plan(at.block, scope, window, columns, counts, lengths, starts, undecided, ends)
+        taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])
         for state in self.states:
             for slot in taken:
                 state.admit(slot)
             if keep is not None:
                 state.retire(keep)
+        if keep is not None:
+            self.memory.keep_only(keep)
         return None
 
     @torch.no_grad()
-    def predict(self, block: Span, plan: Plan, rows: list[int]) -> Prediction:
-        """Run the model on some of the rows in flight and read its proposals for their blocks. Counts the forward."""
-        schedule, canvas = self.schedule, self.schedule.canvas
+    def predict(self, plan: Plan, rows: list[int]) -> Prediction:
+        """Run the model on some of the rows in flight and read what it proposes for their scope. Counts the forward.
+
+        Where an end of text may cut a row short, and all to the row's end is computed anyway, the prediction reaches to
+        the end; with hooks it is the whole row.
+        """
+        schedule, canvas, settings = self.schedule, self.schedule.canvas, self.settings
         index = torch.tensor(rows, device=self.model.device)
-        counts = [plan.counts[row] for row in rows]
-        lengths = [len(schedule.requests[schedule.slots[row]].prompt) + self.settings.gen_length for row in rows]
-        span, tokens = block[index], canvas.tokens[index]
+        counts, lengths = [plan.counts[row] for row in rows], [plan.lengths[row] for row in rows]
+        scope, span, tokens = plan.scope[index], plan.scope[index], canvas.tokens[index]
+        if self.hooks:
+            span = Span.between(torch.zeros_like(index), canvas.lengths[index], max(lengths))
+        elif settings.eotp is not None and plan.scope is plan.block and all(plan.to_the_end[row] for row in rows):
+            width = max(plan.lengths[row] - plan.starts[row] for row in rows)
+            span = Span.between(scope.columns[:, 0], canvas.lengths[index], width)
         views = [state.view(plan.columns, plan.window, index, counts, lengths) for state in self.states]
+        asked, width = span, span.columns.shape[1]
+        if self.needs.shadows:
+            views = [ShadowView(view, self.spec, scope, lengths, tokens.shape[1]) for view in views]
+            tokens = torch.nn.functional.pad(tokens, (0, scope.columns.shape[1]), value=canvas.mask_id)
+            asked = Span(*(torch.cat([getattr(part, n) for part in (span, scope)], 1) for n in ("columns", "valid")))
         began = time.perf_counter()
-        logits = self.model(tokens, views[0], span)
-        if self.settings.cfg_scale > 0:
-            prompt = canvas.columns < canvas.prompt_lengths[index][:, None]
-            blind = self.model(tokens.masked_fill(prompt, canvas.mask_id), views[1], span)
-            logits = blind + (self.settings.cfg_scale + 1) * (logits - blind)
+        logits = self.model(tokens, views[0], asked)
+        if settings.cfg_scale > 0:
+            prompt = torch.arange(tokens.shape[1], device=tokens.device) < canvas.prompt_lengths[index][:, None]
+            blind = self.model(tokens.masked_fill(prompt, canvas.mask_id), views[1], asked)
+            logits = blind + (settings.cfg_scale + 1) * (logits - blind)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
         for row, count in zip(rows, counts, strict=True):
             self.nfe[schedule.slots[row]] += 1
-            self.computed[schedule.slots[row]] += count * len(self.states)
-        return self.propose(logits, span, tokens.gather(1, span.columns), index)
+            shadows = scope.columns.shape[1] if self.needs.shadows else 0
+            self.computed[schedule.slots[row]] += (count + shadows) * len(self.states)
+        if self.hooks:
+            logits = self.hooks.see_logits(schedule.rows.step[index], tokens, lengths, logits)
+        p = self.read(logits[:, :width], span, plan.block[index], index)
+        if self.needs.shadows:
+            current = canvas.tokens[index].gather(1, scope.columns)
+            shadow = logits[:, width:].to(p.confidence.dtype).softmax(-1).gather(-1, current[..., None])
+            p = replace(p, shadow=shadow.squeeze(-1))
+        return p
 
-    def propose(
-        self, logits: Float[Tensor, "B W V"], span: Span, current: Int[Tensor, "B W"], index: Int[Tensor, " B"]
-    ) -> Prediction:
-        """Proposals and their confidence from the logits of a span."""
-        settings, rows, eos = self.settings, self.schedule.rows[index], self.schedule.eos
-        key = Key(settings.noise_seed, rows.key)
-        if settings.logits_eos_inf:
-            logits = logits.index_fill(-1, eos[:1], -torch.inf)
-        choices = logits.index_fill(-1, self.never_proposed, -torch.inf)
-        if settings.temperature > 0:
-            choices = choices.double() / settings.temperature + key.gumbel(span.columns, self.spec.vocab_size)
-        tokens = choices.argmax(-1)
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        confidence = precise.softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-        self.schedule.rows.broken[index] |= (confidence.isnan() & span.valid).any(1)
-        if settings.confidence_eos_eot_inf:
-            confidence = confidence.masked_fill(torch.isin(tokens, eos), 0.0)
+    def read(self, logits: Float[Tensor, "B W V"], span: Span, block: Span, index: Int[Tensor, " B"]) -> Prediction:
+        """What the logits of a span propose, and where its rows stand."""
+        schedule, canvas, rows = self.schedule, self.schedule.canvas, self.schedule.rows[index]
+        key = Key(self.settings.noise_seed, rows.key)
+        propose = Proposer(self.settings, self.never_proposed, schedule.eos, key, span.columns)
+        proposal = propose(logits)
+        schedule.rows.broken[index] |= (proposal.confidence.isnan() & span.valid).any(1)
         return Prediction(
+            **vars(proposal),
             span=span,
-            mask_id=self.schedule.canvas.mask_id,
-            current=current,
-            tokens=tokens,
-            confidence=confidence,
-            logits=logits,
+            mask_id=canvas.mask_id,
+            current=canvas.tokens[index].gather(1, span.columns),
+            open=canvas.open[index].gather(1, span.columns),
+            block=block.mask(canvas.tokens.shape[1]).gather(1, span.columns),
+            answer_start=canvas.prompt_lengths[index],
             step=rows.step,
+            steps=rows.steps,
             block_step=rows.block_step,
             block_steps=rows.block_steps,
-            block_masked=rows.block_masked,
+            quota=rows.quota,
             key=key,
+            recall=Recall(self.memory, index, len(schedule.slots), rows.block_step == 0),
+            propose=propose,
         )
 
-    def commit(self, p: Prediction, after: Int[Tensor, "B W"], rows: list[int]) -> Step:
-        """Write the sampler's choice into the canvas and tell the observers."""
-        schedule, canvas = self.schedule, self.schedule.canvas
+    def choose(self, p: Prediction, plan: Plan, rows: list[int]) -> Int[Tensor, "B W"]:
+        """Ask the sampler for the next tokens of what is predicted, and end rows at a predicted end of text."""
+        canvas, eotp = self.schedule.canvas, self.settings.eotp
         index = torch.tensor(rows, device=self.model.device)
-        part = Canvas(canvas.tokens[index], canvas.prompt_lengths[index], canvas.lengths[index], canvas.mask_id)
-        part.write(p.span, p.current, after)
-        canvas.tokens[index] = part.tokens
+        scope = plan.scope[index]
+        if p.span.columns.shape == scope.columns.shape and not self.hooks:
+            after = self.sampler(p)
+        else:  # more is predicted than the sampler asked for
+            place = scope.columns - p.span.columns[:, :1]
+            part = p.of_columns(place, scope, block=p.block.gather(1, place))
+            change = (self.sampler(part) - part.current).masked_fill_(~scope.valid, 0)
+            after = p.current.scatter_add(1, place, change)
+        if eotp is not None:
+            ends = p.undecided & torch.isin(p.tokens, self.schedule.eos) & (p.confidence >= eotp)
+            beyond = canvas.tokens.shape[1]
+            last = torch.where(ends, p.span.columns, beyond).amin(1)
+            canvas.lengths[index] = canvas.lengths[index].minimum(last + 1)
+            after = torch.where(p.span.columns == last[:, None], p.tokens, after)
+            after = torch.where(p.span.columns > last[:, None], self.schedule.fill, after)
+        return after
+
+    def commit(self, p: Prediction, after: Int[Tensor, "B W"], plan: Plan, rows: list[int]) -> Step:
+        """Write the sampler's choice into the canvas and tell the observers."""
+        schedule = self.schedule
+        index = torch.tensor(rows, device=self.model.device)
+        schedule.canvas.write(index, p.span, p.current, after)
+        for row in rows:
+            left = schedule.budget[row] if self.needs.revoking else plan.undecided[row]
+            schedule.budget[row] = left - 1
         schedule.rows.step[index] += 1
         schedule.rows.block_step[index] += 1
         requests, seconds = [schedule.slots[row] for row in rows], time.perf_counter() - self.began
         step = Step(self.forwards - 1, requests, p.span, p.current, after, p.confidence, seconds)
         for observer in self.observers:
             observer(step)
+        if self.hooks:
+            self.hooks.see_tokens(schedule.rows.step[index] - 1, schedule.canvas, index, p.logits)
         return step
 
     def result(self) -> Generation:
@@ -179,6 +239,7 @@ class Run:
             requests,
             [finished[i] for i in range(len(requests))],
             model=self.model,
+            mask_id=self.schedule.canvas.mask_id,
             stop=self.settings.stop,
             nfe=self.nfe,
             rows=self.computed,

@@ -1,5 +1,6 @@
 """What goes into a run, and what comes out: requests and the generation."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -11,42 +12,84 @@ from torch import Tensor
 
 from dllm.errors import DllmError
 from dllm.noise import request_id
-from dllm.spec import Model
+from dllm.spec import Model, ModelSpec
 
 Messages = Sequence[Mapping[str, str]]
 Prompt = str | Messages | Sequence[int] | Tensor
+Constraints = Mapping[int, str | int | Sequence[int]]
+"""Given tokens of an answer: from which column on, counted from its first, and what."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt as token ids, and the name under which it draws noise."""
+    """One row as token ids, and the name under which it draws noise."""
 
     prompt: list[int]
+    answer: list[int]
+    """What the canvas begins with: masks, and tokens that are given."""
     key: int
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.answer)
 
 
 def requests(
-    model: Model, prompts: Prompt | Sequence[Prompt], *, chat: bool, repeats: int, request_ids: Sequence[int] | None
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    answer: list[int],
+    *,
+    chat: bool,
+    repeats: int,
+    request_ids: Sequence[int] | None,
 ) -> list[Request]:
-    """One request per prompt and repeat. `prompts` is a string, chat messages, token ids, or a list of these.
+    """One request per prompt and repeat, all with the same answer to begin with.
 
-    Raises DllmError for an empty prompt, text without a tokenizer, and ids outside the vocabulary.
+    `prompts` is a string, chat messages, token ids, or a list of these. Raises DllmError for an empty prompt, text
+    without a tokenizer, and ids outside the vocabulary.
     """
     rows = [token_ids(model, prompt, chat) for prompt in listed(prompts)]
     if not rows:
         raise DllmError("no prompts were given; give at least one.")
+    return named([(row, answer) for row in rows], repeats, request_ids)
+
+
+def constrained(model: Model, answer: list[int], constraints: Constraints) -> list[int]:
+    """The answer with given tokens in it. Raises DllmError for what does not fit into it, overlaps, or is a mask."""
+    mask_id, given = answer[0], list(answer)
+    for start, what in constraints.items():
+        if isinstance(what, str) and model.tokenizer is None:
+            raise DllmError("this model has no tokenizer, so constraints must be token ids, not text.")
+        text = model.tokenizer(what, add_special_tokens=False)["input_ids"] if isinstance(what, str) else what
+        ids = checked_ids(model.spec, [text] if isinstance(text, Integral) else text, "a constraint")
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0 or start + len(ids) > len(answer):
+            raise DllmError(
+                f"the constraint {what!r} has {len(ids)} tokens from column {start!r} on; "
+                f"the answer has the columns 0 to {len(answer) - 1}."
+            )
+        if mask_id in ids or any(token != mask_id for token in given[start : start + len(ids)]):
+            raise DllmError(f"the constraint {what!r} at column {start} holds the mask, or overlaps another one.")
+        given[start : start + len(ids)] = ids
+    if mask_id not in given:
+        raise DllmError("the constraints give every column of the answer; leave something to decode.")
+    return given
+
+
+def named(
+    rows: Sequence[tuple[list[int], list[int]]], repeats: int, request_ids: Sequence[int] | None
+) -> list[Request]:
+    """Requests for rows of prompt and answer, `repeats` of each, with their names for the noise."""
     if request_ids is not None and len(request_ids) != len(rows):
         raise DllmError(f"{len(request_ids)} request_ids for {len(rows)} prompts; give one for each.")
     found: list[Request] = []
-    seen: dict[tuple[int, ...], int] = {}
-    for index, row in enumerate(rows):
+    seen: Counter[tuple[int, ...]] = Counter()
+    for index, (prompt, answer) in enumerate(rows):
+        # The same prompt asked twice is two requests: they draw different noise.
+        name = (*prompt, *answer) if len(set(answer)) > 1 else tuple(prompt)
         for repeat in range(repeats):
-            if request_ids is not None:
-                found.append(Request(row, request_id([request_ids[index]], repeat)))
-                continue
-            # The same prompt asked twice is two requests: they draw different noise.
-            seen[tuple(row)] = seen.get(tuple(row), -1) + 1
-            found.append(Request(row, request_id(row, seen[tuple(row)])))
+            key = request_id(name, seen[name]) if request_ids is None else request_id([request_ids[index]], repeat)
+            seen[name] += 1
+            found.append(Request(prompt, answer, key))
     return found
 
 
@@ -85,15 +128,20 @@ def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
         return encoded
     if not isinstance(prompt, Sequence | Tensor):
         raise DllmError(f"{prompt!r} is not a prompt; give text, messages, or token ids.")
-    ids: list[Any] = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
+    return checked_ids(spec, prompt, "a prompt")
+
+
+def checked_ids(spec: ModelSpec, given: Any, where: str) -> list[int]:
+    """Token ids as a list. Raises DllmError if there are none, or some that the model does not have."""
+    ids: list[Any] = given.tolist() if isinstance(given, Tensor) else list(given)
     if not ids:
-        raise DllmError("the prompt is empty; give at least one token id.")
+        raise DllmError(f"{where.replace('a ', 'the ', 1)} is empty; give at least one token id.")
     strange = [i for i in ids if isinstance(i, bool) or not isinstance(i, Integral)]
     if strange:
-        raise DllmError(f"{strange[0]!r} in a prompt is not a token id; ids are whole numbers.")
+        raise DllmError(f"{strange[0]!r} in {where} is not a token id; ids are whole numbers.")
     outside = [i for i in ids if not 0 <= i < spec.vocab_size]
     if outside:
-        raise DllmError(f"token id {outside[0]} in a prompt is outside the vocabulary of {spec.vocab_size} tokens.")
+        raise DllmError(f"token id {outside[0]} in {where} is outside the vocabulary of {spec.vocab_size} tokens.")
     return [int(i) for i in ids]
 
 
@@ -104,7 +152,7 @@ class Generation:
     tokens: Int[Tensor, "B L"]
     """Whole rows, prompt then answer; columns after a row's end hold the end of text."""
     completions: list[list[int]]
-    """The answers' token ids, gen_length each."""
+    """The answers' token ids, given ones included."""
     texts: list[str] | None
     """The answers up to their end of text, None without a tokenizer."""
     nfe: Int[Tensor, " B"]
@@ -114,7 +162,7 @@ class Generation:
     rows: Int[Tensor, " B"]
     """Canvas columns computed in every layer, over all forwards of the row."""
     answer_tokens: Int[Tensor, " B"]
-    """Tokens of the answer before its end of text."""
+    """Tokens of the answer before its end of text that were decoded, not given."""
     seconds: float
     """From the start of the run until the host has read that the last row is done."""
     forward_seconds: float
@@ -128,6 +176,7 @@ class Generation:
         completions: list[list[int]],
         *,
         model: Model,
+        mask_id: int,
         stop: Sequence[str],
         nfe: list[int],
         rows: list[int],
@@ -148,7 +197,9 @@ class Generation:
             texts=texts,
             nfe=torch.tensor(nfe),
             rows=torch.tensor(rows),
-            answer_tokens=torch.tensor([len(a) for a in answers]),
+            answer_tokens=torch.tensor(
+                [r.answer[: len(a)].count(mask_id) for r, a in zip(requests, answers, strict=True)]
+            ),
             **rest,
         )
 

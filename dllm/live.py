@@ -33,7 +33,7 @@ class LiveView:
         requests, self.tokenizer = run.schedule.requests, run.model.tokenizer
         self.mask_id, self.end_ids = run.settings.mask(run.spec), run.spec.eos_ids
         self.starts = [len(request.prompt) for request in requests]
-        self.answers = [[self.mask_id] * run.settings.gen_length for _ in requests]
+        self.answers = [list(request.answer) for request in requests]
         self.steps, self.revealed, self.forwards = [0] * len(requests), 0, 0
         self.fresh: set[tuple[int, int]] = set()
         """The request and place of what the last step changed."""

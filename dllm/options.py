@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ def convert(option: str, value: Any, hint: Any) -> Any:
         if type(None) in kinds:
             return None
         raise DllmError(f"{option} needs a value of type {_name(hint)}; got none.")
+    if isinstance(value, str) and typing.get_origin(hint) is Sequence:  # a comma would end the option
+        return tuple(convert(option, part, typing.get_args(hint)[0]) for part in value.split("/"))
     if isinstance(value, str) and bool in kinds and value.lower() in ("true", "false", "1", "0", "yes", "no"):
         return value.lower() in ("true", "1", "yes")
     for kind in kinds:

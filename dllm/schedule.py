@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm.canvas import Canvas, Span
 from dllm.generation import Request
+from dllm.samplers.base import Sampler
 from dllm.settings import Settings
 from dllm.spec import ModelSpec
 
@@ -38,21 +39,30 @@ class Rows:
     """The request's name for its noise."""
     step: Int[Tensor, " R"]
     """Steps taken."""
+    steps: Int[Tensor, " R"]
+    """Steps that a schedule spreads over the answer."""
     block_start: Int[Tensor, " R"]
     """First column of the present block; -1 before the first step."""
     block_step: Int[Tensor, " R"]
     """Steps taken in the present block."""
     block_steps: Int[Tensor, " R"]
     """The present block's share of `steps`."""
-    block_masked: Int[Tensor, " R"]
-    """Masked columns that the present block began with."""
+    quotas: Int[Tensor, "R T"]
+    """How many tokens a schedule reveals in each step of the present block; 1 after its last."""
     broken: Bool[Tensor, " R"]
     """True once the model has returned NaN for the row."""
 
     @classmethod
-    def empty(cls, n_rows: int, device: torch.device) -> "Rows":
+    def empty(cls, n_rows: int, width: int, device: torch.device) -> "Rows":
+        """Rows whose answers have at most `width` columns."""
         zeros = torch.zeros(n_rows, dtype=torch.long, device=device)
-        return cls(zeros, zeros.clone(), zeros - 1, zeros.clone(), zeros + 1, zeros.clone(), zeros.bool())
+        ones = torch.ones(n_rows, width + 1, dtype=torch.long, device=device)
+        return cls(zeros, zeros.clone(), zeros + 1, zeros - 1, zeros.clone(), zeros + 1, ones, zeros.bool())
+
+    @property
+    def quota(self) -> Int[Tensor, " R"]:
+        """How many tokens a schedule reveals now."""
+        return self.quotas.gather(1, self.block_step.clamp(max=self.quotas.shape[1] - 1)[:, None])[:, 0]
 
     def __getitem__(self, index: Int[Tensor, " B"]) -> "Rows":
         return Rows(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -77,69 +87,78 @@ class Position:
 class Schedule:
     """Puts requests into the canvas, `batch_size` at a time, and takes finished rows out."""
 
-    def __init__(self, requests: Sequence[Request], settings: Settings, spec: ModelSpec, device: torch.device) -> None:
-        self.requests, self.settings, self.device = list(requests), settings, device
+    def __init__(
+        self, requests: Sequence[Request], settings: Settings, spec: ModelSpec, sampler: Sampler, device: torch.device
+    ) -> None:
+        self.requests, self.settings, self.sampler, self.device = list(requests), settings, sampler, device
         self.waiting = deque(range(len(requests)))
         self.finished: dict[int, list[int]] = {}
         self.eos_ids = frozenset(spec.eos_ids)
         self.eos = torch.tensor(spec.eos_ids, dtype=torch.long, device=device)
         self.fill = spec.eos_ids[0] if spec.eos_ids else 0
         n_rows = min(len(requests), settings.batch_size)
-        length = max(len(r.prompt) for r in requests) + settings.gen_length
-        tokens = torch.full((n_rows, length), self.fill, device=device)
+        width = max(len(r.answer) for r in requests)
+        self.block_length = settings.block_length or (width if sampler.needs().whole_answer else 32)
+        tokens = torch.full((n_rows, max(r.length for r in requests)), self.fill, device=device)
         nothing = torch.zeros(n_rows, dtype=torch.long, device=device)
-        self.canvas = Canvas(tokens, nothing, nothing.clone(), settings.mask(spec))
-        self.rows = Rows.empty(n_rows, device)
+        self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), settings.mask(spec), width)
+        self.rows = Rows.empty(n_rows, width, device)
         self.slots = [-1] * n_rows
         """The request that each row works on."""
-        self.undecided = [0] * n_rows
-        """How many masks each row had left when it was last looked at; every step must bring it down."""
+        self.budget = [0] * n_rows
+        """How many masks each row may have left when it is looked at next; every step must bring it down."""
         for slot in range(n_rows):
             self.admit(slot)
 
     def admit(self, slot: int) -> None:
         """Give a row to the next waiting prompt."""
         index, canvas, rows = self.waiting.popleft(), self.canvas, self.rows
-        request, gen_length = self.requests[index], self.settings.gen_length
+        request = self.requests[index]
         n = len(request.prompt)
-        canvas.tokens[slot] = self.fill
-        canvas.tokens[slot, :n] = torch.tensor(request.prompt, device=self.device)
-        canvas.tokens[slot, n : n + gen_length] = canvas.mask_id
-        canvas.prompt_lengths[slot], canvas.lengths[slot] = n, n + gen_length
+        canvas.tokens[slot], canvas.open[slot] = self.fill, False
+        canvas.tokens[slot, : request.length] = torch.tensor([*request.prompt, *request.answer], device=self.device)
+        canvas.open[slot, n : request.length] = canvas.tokens[slot, n : request.length] == canvas.mask_id
+        canvas.prompt_lengths[slot], canvas.lengths[slot] = n, request.length
         rows.key[slot], rows.step[slot], rows.block_start[slot] = request.key, 0, -1
-        self.slots[slot], self.undecided[slot] = index, gen_length + 1
+        rows.steps[slot] = self.settings.steps or len(request.answer)
+        self.slots[slot], self.budget[slot] = index, len(request.answer)
 
     def position(self) -> Position:
         """Find every row's block, and whether it is done: nothing masked, or nothing before an end of text."""
-        canvas, settings = self.canvas, self.settings
+        canvas, block_length = self.canvas, self.block_length
         undecided, beyond = canvas.undecided, canvas.tokens.shape[1]
         first = torch.where(undecided, canvas.columns, beyond).amin(1)
         done = first == beyond
-        if settings.eos_early_stop and len(self.eos):
+        start = canvas.prompt_lengths + (first - canvas.prompt_lengths) // block_length * block_length
+        if self.settings.eos_early_stop and len(self.eos):
             ended = canvas.answer & torch.isin(canvas.tokens, self.eos)
-            done = done | (torch.where(ended, canvas.columns, beyond).amin(1) < first)
-        start = canvas.prompt_lengths + (first - canvas.prompt_lengths) // settings.block_length * settings.block_length
-        stop = (start + settings.block_length).minimum(canvas.lengths)
-        block = Span.between(start, stop, min(settings.block_length, settings.gen_length))
+            # What may be masked again is not decided before its block is.
+            decided = start if self.sampler.needs().revoking else first
+            done = done | (torch.where(ended, canvas.columns, beyond).amin(1) < decided)
+        stop = (start + block_length).minimum(canvas.lengths)
+        block = Span.between(start, stop, min(block_length, canvas.answer_width))
         masked = ((canvas.read(block) == canvas.mask_id) & block.valid).sum(1)
         return Position(block, start != self.rows.block_start, masked, undecided.sum(1), done)
 
-    def enter(self, at: Position) -> None:
-        """Note the blocks that rows have come to, each with its share of `steps` by columns, at least one."""
-        rows, steps, total = self.rows, self.settings.steps or self.settings.gen_length, self.settings.gen_length
-        rows.block_start = at.block.columns[:, 0]
-        begin = rows.block_start - self.canvas.prompt_lengths
-        end = begin + at.block.valid.sum(1)
-        rows.block_steps = (end * steps // total - begin * steps // total).clamp(min=1)
-        rows.block_step = rows.block_step.masked_fill(at.entered, 0)
-        rows.block_masked = torch.where(at.entered, at.masked, rows.block_masked)
+    def enter(self, slot: int, start: int, masked: int) -> None:
+        """A row has come to the block at column `start`: note its share of the steps by columns, at least one."""
+        request, rows = self.requests[self.slots[slot]], self.rows
+        total = len(request.answer)
+        steps, begin = self.settings.steps or total, start - len(request.prompt)
+        end = min(begin + self.block_length, total)
+        share = max(1, end * steps // total - begin * steps // total)
+        quotas = self.sampler.quotas(masked, share)
+        rows.block_start[slot], rows.block_step[slot], rows.block_steps[slot] = start, 0, share
+        rows.quotas[slot] = 1
+        rows.quotas[slot, : len(quotas)] = torch.tensor(quotas, device=self.device)
 
     def release(self, done: Sequence[int]) -> tuple[list[int], Int[Tensor, " R"] | None]:
         """Record finished rows. Returns the rows that new prompts took, and who stays if some are gone for good."""
         taken, gone = [], set()
+        tokens = torch.where(self.canvas.exists, self.canvas.tokens, self.fill)  # an end of text may have cut the row
         for slot in done:
-            prompt = len(self.requests[self.slots[slot]].prompt)
-            answer = self.canvas.tokens[slot, prompt : prompt + self.settings.gen_length].tolist()
+            request = self.requests[self.slots[slot]]
+            answer = tokens[slot, len(request.prompt) : request.length].tolist()
             self.finished[self.slots[slot]] = self.filled(answer)
             if self.waiting:
                 self.admit(slot)
@@ -150,10 +169,9 @@ class Schedule:
             return taken, None
         left = [slot for slot in range(len(self.slots)) if slot not in gone]
         keep = torch.tensor(left, dtype=torch.long, device=self.device)
-        canvas = self.canvas
-        canvas.tokens, canvas.lengths = canvas.tokens[keep], canvas.lengths[keep]
-        canvas.prompt_lengths, self.rows = canvas.prompt_lengths[keep], self.rows[keep]
-        self.slots, self.undecided = [self.slots[s] for s in left], [self.undecided[s] for s in left]
+        self.canvas.keep_only(keep)
+        self.rows = self.rows[keep]
+        self.slots, self.budget = [self.slots[s] for s in left], [self.budget[s] for s in left]
         return taken, keep
 
     def filled(self, answer: list[int]) -> list[int]:

@@ -26,12 +26,17 @@ class Settings:
 
     gen_length: int = 256
     """Tokens of every answer, the filling after its end of text included."""
-    block_length: int = 32
-    """The answer is decoded in blocks of this many tokens, left to right."""
+    block_length: int | None = None
+    """The answer is decoded in blocks of this many tokens, left to right. None: 32, and the whole answer for samplers
+    that were made without blocks."""
     steps: int | None = None
     """Steps of samplers with a schedule, over the whole answer, at least one a block; None: one token a step."""
     temperature: float = 0.0
     """0: the most probable token; above: drawn from softmax(logits / temperature) by float64 Gumbel noise."""
+    top_p: float | None = None
+    """Draw from the most probable tokens that make up this share of the probability only. None: from all."""
+    top_k: int | None = None
+    """Draw from this many of the most probable tokens only. None: from all."""
     cfg_scale: float = 0.0
     """Classifier-free guidance: unconditional + (cfg_scale + 1)(conditional - unconditional). 0: off."""
     seed: int | None = None
@@ -40,6 +45,9 @@ class Settings:
     """Overrides the mask token of the model."""
     eos_early_stop: bool = True
     """Stop a row when all before its end of text is decided, and fill what follows with the end of text."""
+    eotp: float | None = None
+    """End a row at the first column where an end of text is predicted with at least this probability: it is revealed at
+    once, and what follows is neither computed nor attended to any more. None: off."""
     logits_eos_inf: bool = False
     """Never propose the end of text, the first of the model's `eos_ids`; an end of turn may still come (LLaDA)."""
     confidence_eos_eot_inf: bool = False
@@ -53,7 +61,7 @@ class Settings:
     noise_seed: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length", "steps", "num_samples", "batch_size"):
+        for name in ("gen_length", "block_length", "steps", "top_k", "num_samples", "batch_size"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise DllmError(f"{name}={value!r} must be a whole number of at least 1.")
@@ -61,6 +69,11 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise DllmError(f"{name}={value!r} must be 0 (off) or a finite number above it.")
+        for name in ("top_p", "eotp"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= 1):
+                raise DllmError(f"{name}={value!r} must be a probability above 0 and at most 1, or None for off.")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 63):
             raise DllmError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one.")
         for name in ("eos_early_stop", "logits_eos_inf", "confidence_eos_eot_inf"):

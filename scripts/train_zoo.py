@@ -27,11 +27,13 @@ from torch import Tensor
 
 from dllm.cache.base import full_view
 from dllm.canvas import Span
+from dllm.loading import load
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
 from dllm.zoo import tasks
 from dllm.zoo.tokenizer import save_tokenizer, train_tokenizer
 
+ZOO = Path(__file__).parents[1] / "dllm" / "zoo"
 POOL = 8  # batches drawn at once and cut by length
 
 
@@ -54,14 +56,54 @@ class Recipe:
     """Share of rows masked as in block-wise decoding: nothing before some column, everything from a later one on."""
     mixture: dict[str, float] = field(default_factory=lambda: {"math": 0.45, "lists": 0.3, "code": 0.1, "drill": 0.15})
     shape: dict[str, int] = field(default_factory=lambda: {"hidden": 128, "layers": 5, "heads": 4, "mlp": 352})
+    start: str = ""
+    """A bundled model whose tokenizer and weights the run begins with; what that model lacks begins as usual."""
+    cart: float = 0.0
+    """Above 0: weigh a masked token by the known ones around it (Dream's CART) instead of by the masked share."""
 
 
-RECIPES = {"tiny-llada": Recipe()}
+RECIPES = {
+    "tiny-llada": Recipe(),
+    # Dream's authors began with an autoregressive model; here another diffusion model lends what is common to both.
+    "tiny-dream": Recipe(
+        family="DreamModel",
+        seed=1,
+        steps=12500,
+        start="tiny-llada",
+        curriculum=1,
+        cart=0.1,
+        shape={"hidden": 128, "layers": 5, "heads": 4, "mlp": 352},
+    ),
+}
 
 
 def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
     """The config.json of a fresh model, with the family's own keys."""
     shape, ids = recipe.shape, tokenizer.get_vocab()
+    named = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "mask_token_id": ids["<|mask|>"],
+        "eos_token_id": ids["<|endoftext|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    if recipe.family == "DreamModel":
+        return {
+            "architectures": [recipe.family],
+            "model_type": "Dream",
+            "hidden_size": shape["hidden"],
+            "num_hidden_layers": shape["layers"],
+            "num_attention_heads": shape["heads"],
+            "num_key_value_heads": shape["heads"],
+            "intermediate_size": shape["mlp"],
+            "max_position_embeddings": 512,
+            "hidden_act": "silu",
+            "rope_theta": 10000.0,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "bos_token_id": ids["<|startoftext|>"],
+            **named,
+        }
     return {
         "architectures": [recipe.family],
         "model_type": "llada",
@@ -77,11 +119,8 @@ def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
         "weight_tying": True,
         "include_bias": False,
         "include_qkv_bias": False,
-        "vocab_size": tokenizer.get_vocab_size(),
         "embedding_size": tokenizer.get_vocab_size(),
-        "mask_token_id": ids["<|mask|>"],
-        "eos_token_id": ids["<|endoftext|>"],
-        "pad_token_id": ids["<|endoftext|>"],
+        **named,
     }
 
 
@@ -169,6 +208,16 @@ def masks(batch: Batch, recipe: Recipe, generator: torch.Generator) -> tuple[Ten
     return rank < count[:, None], size / count
 
 
+def surroundings(known: Tensor, p: float) -> Tensor:
+    """(B, L): how much each column has known columns around it: half of Geometric(p) of each one's distance.
+
+    Dream's context-adaptive noise rescheduling of tokens (CART, arXiv:2508.15487).
+    """
+    distance = (torch.arange(known.shape[1])[:, None] - torch.arange(known.shape[1])).abs()
+    share = torch.where(distance > 0, 0.5 * p * (1 - p) ** (distance - 1.0), 0.0)
+    return known.float() @ share
+
+
 def loss_of(model: Transformer, batch: Batch, recipe: Recipe, step: int) -> Tensor:
     """The weighted cross-entropy of the masked columns; the filling after the end of text counts a twentieth."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
@@ -182,7 +231,13 @@ def loss_of(model: Transformer, batch: Batch, recipe: Recipe, step: int) -> Tens
     targets = batch.tokens.gather(1, span.columns).to(device)
     ce = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
     filling = span.columns > (batch.prompts + batch.answers)[:, None]
-    scale = weight[:, None] * span.valid * torch.where(filling, 0.05, 1.0)
+    if recipe.cart:
+        # The prompt counts, as in Dream. Where all around is known this is nearly 1, so the sum over the answer keeps
+        # the size it has with one over the masked share only in the mean; AdamW and Muon do not mind.
+        weights = surroundings(~masked, recipe.cart).gather(1, span.columns)
+    else:
+        weights = weight[:, None]
+    scale = weights * span.valid * torch.where(filling, 0.05, 1.0)
     return (ce * scale.to(device)).sum() / int((batch.answers + 1).sum())
 
 
@@ -194,7 +249,10 @@ class Trainer:
         self.tokens, self.seconds = 0, 0.0
         self.family = FAMILIES[recipe.family]
         path = folder / "tokenizer.json"
-        if not path.exists():
+        if recipe.start:
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(ZOO / recipe.start / file, folder)
+        elif not path.exists():
             save_tokenizer(train_tokenizer(texts(recipe, 6000)), folder)
         self.tokenizer = Tokenizer.from_file(str(path))
         self.config = config_of(recipe, self.tokenizer)
@@ -206,6 +264,13 @@ class Trainer:
                     torch.nn.init.normal_(p, std=0.02 if "embed" in name else p.shape[1] ** -0.5)
                 if ".out." in name or ".down." in name:  # the residual branches start at nothing
                     torch.nn.init.zeros_(p)
+                if name.endswith("bias"):
+                    torch.nn.init.zeros_(p)
+        if recipe.start:
+            begin = dict(load(str(ZOO / recipe.start), dtype="float32", device="cpu").named_parameters())
+            for name, p in self.model.named_parameters():
+                if name in begin:
+                    p.data.copy_(begin[name])
         self.model.to(device)
         groups: dict[str, list[torch.nn.Parameter]] = {"matrices": [], "qkv": [], "others": []}
         for name, p in self.model.named_parameters():
@@ -324,7 +389,7 @@ def main() -> None:
         recipe = Recipe(**{k: v for k, v in fields.items() if k in Recipe.__dataclass_fields__})
     if options.steps:
         recipe = replace(recipe, steps=options.steps)
-    folder = options.out or Path(__file__).parents[1] / "dllm" / "zoo" / options.name
+    folder = options.out or ZOO / options.name
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, folder, torch.device(options.device))
     columns = (

@@ -1,11 +1,16 @@
 """What several tests share: prompts, every sampler and cache by name, and the one-step example of the notes."""
 
+from dataclasses import replace
+
 import torch
 
 from dllm.cache import CACHES
-from dllm.canvas import Span
+from dllm.canvas import Canvas, Span
 from dllm.noise import Key
+from dllm.propose import Proposer
 from dllm.samplers import SAMPLERS, Prediction
+from dllm.samplers.base import Memory, Recall
+from dllm.settings import Settings
 
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3]]
 SHAPE = {"gen_length": 10, "block_length": 4, "eos_early_stop": False}
@@ -14,6 +19,16 @@ SHAPE = {"gen_length": 10, "block_length": 4, "eos_early_stop": False}
 OPTIONS = {
     "threshold": "threshold:threshold=0.6",
     "factor": "factor:factor=1.2",
+    "localleap": "localleap:threshold=0.7,relaxed_threshold=0.4,radius=2",
+    "prophet": "prophet:base=threshold,answer_start=5,answer_length=3,thresholds=4/3/2",
+    "dparallel": "dparallel:threshold=1.5",
+    "eb": "eb:gamma=1.0",
+    "klass": "klass:conf_threshold=0.3,kl_threshold=0.2,history=1",
+    "wino": "wino:threshold=0.3,threshold_back=0.3",
+    "credit": "credit:threshold=0.6,weight=2",
+    "hierarchy": "hierarchy:threshold=0.7,low=0.3",
+    "sliding": "sliding:base=klass,window=3",
+    "entropy": "entropy:alg_temp=0.3",
     "prefix": "prefix:refresh=3",
     "dual": "dual:refresh=3",
 }
@@ -22,6 +37,15 @@ OPTIONS = {
 SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS]
 CACHE_NAMES = [OPTIONS.get(name, name) for name in CACHES]
 
+
+def canvas(tokens, prompt_lengths, lengths, mask_id):
+    """A canvas whose answers are decided all through."""
+    prompts, ends = torch.as_tensor(prompt_lengths), torch.as_tensor(lengths)
+    column = torch.arange(tokens.shape[1])
+    is_open = (column >= prompts[:, None]) & (column < ends[:, None])
+    return Canvas(tokens, is_open, prompts, ends, mask_id, int((ends - prompts).max()))
+
+
 MASK = 63
 CONFIDENCE = [0.95, 0.80, 0.99, 0.76, 0.60, 0.92, 0.99, 0.30]
 ENTROPY = [0.2, 0.7, 0.1, 0.8, 1.1, 0.3, 0.1, 2.0]
@@ -29,7 +53,7 @@ DECIDED = [2, 6]
 """A block of 8 in which 2 columns are decided, with the highest confidence: a rule that counts them shows."""
 
 
-def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16):
+def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16, **changes):
     """The prediction for one row whose block begins at column `first`; column i proposes the token i.
 
     quota: how many tokens a schedule reveals now.
@@ -37,23 +61,32 @@ def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16):
     n = len(confidence)
     entropy = ENTROPY if confidence is CONFIDENCE else [None] * n
     columns = first + torch.arange(n)[None]
-    proposed = torch.arange(n)[None]
-    current = torch.full_like(proposed, MASK)
+    current = torch.full((1, n), MASK)
     current[:, decided] = 50
-    zero = torch.zeros(1, dtype=torch.long)
-    return Prediction(
-        span=Span(columns, torch.ones_like(columns, dtype=torch.bool)),
+    zero, yes = torch.zeros(1, dtype=torch.long), torch.ones_like(columns, dtype=torch.bool)
+    logits = torch.stack([spread(*row).roll(i) for i, row in enumerate(zip(confidence, entropy, strict=True))])[None]
+    key = Key(0, zero)
+    propose = Proposer(Settings(), torch.tensor([MASK - 1]), torch.tensor([MASK - 2]), key, columns)
+    made = Prediction(
+        **vars(propose(logits)),
+        span=Span(columns, yes),
         mask_id=MASK,
         current=current,
-        tokens=proposed,
-        confidence=torch.tensor([confidence]),
-        logits=torch.stack([spread(*row).roll(i) for i, row in enumerate(zip(confidence, entropy, strict=True))])[None],
+        open=yes,
+        block=yes,
+        answer_start=zero + first,
         step=zero,
+        steps=zero + 8,
         block_step=zero,
-        block_steps=zero + 1,
-        block_masked=zero + quota,
-        key=Key(0, zero),
+        block_steps=zero + 8,
+        quota=zero + quota,
+        key=key,
+        recall=Recall(Memory(), zero, 1, fresh=zero == 0),
+        propose=propose,
+        shadow=torch.ones_like(columns, dtype=torch.float64),
     )
+    # As written above, not as rounding leaves them in a softmax.
+    return replace(made, confidence=torch.tensor([confidence], dtype=made.confidence.dtype), **changes)
 
 
 def spread(top, entropy=None, vocab_size=MASK):

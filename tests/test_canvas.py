@@ -1,14 +1,16 @@
 import torch
 
 import cases
-from dllm.canvas import Canvas, Span
+from dllm.canvas import Span
 from dllm.models.tiny import tiny
 
 
 def canvas():
     """Prompts of 1 and 3 columns, answers of 4; the first prompt is a mask, and the second row is the longer one."""
     tokens = torch.tensor([[9, 9, 1, 9, 9, 0, 0], [1, 2, 3, 9, 9, 9, 4]])
-    return Canvas(tokens, torch.tensor([1, 3]), torch.tensor([5, 7]), mask_id=9)
+    made = cases.canvas(tokens, [1, 3], [5, 7], mask_id=9)
+    made.open[0, 2] = False  # a given column of the first answer
+    return made
 
 
 def test_between_gives_every_row_its_columns_and_marks_the_padding():
@@ -33,7 +35,7 @@ def test_rows_of_a_span_are_taken_by_index():
     assert some.columns.tolist() == [[8, 8], [0, 1]] and some.valid.tolist() == [[True, False], [True, True]]
 
 
-def test_only_masks_in_the_answer_are_undecided():
+def test_only_masks_at_open_columns_are_undecided():
     assert canvas().undecided.nonzero().tolist() == [[0, 1], [0, 3], [0, 4], [1, 3], [1, 4], [1, 5]]
     assert canvas().answer.sum(1).tolist() == [4, 4] and canvas().columns.tolist() == [*range(7)]
 
@@ -43,9 +45,24 @@ def test_what_is_written_is_read_and_padding_changes_nothing():
     span = Span(torch.tensor([[1, 3, 4], [4, 5, 5]]), torch.tensor([[True, True, True], [True, True, False]]))
     before, after = made.read(span), torch.tensor([[5, 6, 9], [9, 8, 7]])
     rest = made.tokens.masked_fill(span.mask(7), -1)
-    made.write(span, before, after)
+    made.write(torch.tensor([0, 1]), span, before, after)
     assert made.read(span).tolist() == [[5, 6, 9], [9, 8, 8]]  # the 7 stood at padding
     assert torch.equal(made.tokens.masked_fill(span.mask(7), -1), rest)
+    some = span[torch.tensor([1])]
+    made.write(torch.tensor([1]), some, made.read(span)[1:], torch.tensor([[3, 3, 3]]))
+    assert made.tokens.tolist() == [[9, 5, 1, 6, 9, 0, 0], [1, 2, 3, 9, 3, 3, 4]]
+
+
+def test_a_mask_that_is_given_stays_as_it_is():
+    made = canvas()
+    made.tokens[0, 2] = 9
+    assert made.undecided[0].nonzero().flatten().tolist() == [1, 3, 4]
+
+
+def test_rows_that_go_on_keep_all_that_is_theirs():
+    made, row = canvas(), canvas()
+    row.keep_only(torch.tensor([1]))
+    assert torch.equal(row.undecided, made.undecided[1:]) and row.prompt_lengths.tolist() == [3]
 
 
 def test_a_window_holds_its_span_and_the_rows_that_predict_it():

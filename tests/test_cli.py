@@ -155,12 +155,15 @@ def test_options_are_the_fields_of_settings():
         "--block_length=2",
         "--steps=3",
         "--temperature=0.5",
+        "--top_p=0.9",
+        "--top_k=3",
         "--cfg_scale=1",
         "--seed=4",
         "--mask_id=7",
     ]
     argv += [
         "--no_eos_early_stop",
+        "--eotp=0.8",
         "--logits_eos_inf",
         "--confidence_eos_eot_inf",
         "--stop=s",
@@ -168,7 +171,7 @@ def test_options_are_the_fields_of_settings():
         "--batch_size=9",
     ]
     given = arguments.settings_of(arguments.read(["generate", *argv]))
-    assert list(given.values()) == [5, 2, 3, 0.5, 1.0, 4, 7, False, True, True, ["s"], 2, 9]
+    assert list(given.values()) == [5, 2, 3, 0.5, 0.9, 3, 1.0, 4, 7, False, 0.8, True, True, ["s"], 2, 9]
     assert [type(given[n]) for n in ("gen_length", "temperature", "seed")] == [int, float, int]
 
 

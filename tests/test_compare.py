@@ -79,12 +79,11 @@ def test_right_answers_are_counted(opened):
 
 
 def test_the_warm_up_is_short_and_not_counted(opened, monkeypatch):
-    seen, asked = [], questions(["lists"], 3, 0)
-    monkeypatch.setattr(compare, "generate", lambda _m, prompts, *_a, **settings: seen.append((len(prompts), settings)))
-    got = measure(opened, asked, "static", "none", **SIZES, steps=6, eos_early_stop=False)
-    [(n, settings)] = seen
-    assert n == 1 and settings == {**SIZES, "gen_length": 4, "steps": None, "eos_early_stop": False}
-    assert got.nfe == 6
+    runs, asked = [], questions(["lists"], 3, 0)
+    monkeypatch.setattr(compare, "stream", lambda *a, **k: runs.append(dllm.stream(*a, **k)) or runs[-1])
+    got = measure(opened, asked, "static", "none", **SIZES, eos_early_stop=False)
+    warm_up, run = runs
+    assert warm_up.forwards == 8 < run.forwards and got.nfe == 12
 
 
 def test_progress_is_told(opened):

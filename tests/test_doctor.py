@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cases
 import checkpoints
 from dllm import doctor, loading
 from dllm.cli import main
@@ -28,11 +29,10 @@ def test_the_weights_are_those_of_the_model(folder):
 def test_keys_and_values_are_those_of_a_generation(tiny):
     model = tiny(dtype=torch.float32)
     from dllm.cache import DualCache
-    from dllm.canvas import Canvas
 
     tokens = torch.zeros(3, 36, dtype=torch.long)
     lengths = torch.full((3,), 36)
-    state = DualCache().start(model.spec, Canvas(tokens, lengths - 16, lengths, 39), torch.float32)
+    state = DualCache().start(model.spec, cases.canvas(tokens, lengths - 16, lengths, 39), torch.float32)
     stored = sum(t.nbytes for t in [*state.keys, *state.values])
     assert doctor.need(model.spec, torch.float32, **SIZES)["keys and values"] == stored
 

@@ -45,12 +45,14 @@ def test_every_forward_reveals_and_the_steps_add_up(tiny, sampler, cache, varian
     run = stream(tiny(**spec), cases.PROMPTS, sampler, cache, observers=[trace := Trace()], **{**cases.SHAPE, **asked})
     took_part = Counter()
     for step in run:
-        assert step.changed.any(1).all()
+        assert (step.changed & (step.after != 39)).any(1).all()
         took_part.update(step.requests)
     made = run.result()
     assert took_part == Counter(dict(enumerate(made.nfe.tolist()))) and made.nfe.max() <= 10
-    # Without a sampler that remasks, every token of the answers is revealed exactly once.
-    assert len(trace.changes) == 10 * len(cases.PROMPTS)
+    # Every token of the answers is revealed exactly once, and once more for each time that it is masked again.
+    taken_back = sum(change["token"] == 39 for change in trace.changes)
+    assert len(trace.changes) == 10 * len(cases.PROMPTS) + 2 * taken_back
+    assert not taken_back or run.needs.revoking
 
 
 @every_sampler
@@ -61,7 +63,9 @@ def test_the_steps_of_a_stream_rebuild_the_tokens(model, sampler):
         assert step.index == index and step.seconds > 0
         for row, place in step.changed.nonzero().tolist():
             request, column = step.requests[row], int(step.span.columns[row, place])
-            assert canvas[request][column] == step.before[row, place] == 39
+            assert canvas[request][column] == step.before[row, place] and (
+                39 in (step.before[row, place], step.after[row, place])
+            )
             canvas[request][column] = int(step.after[row, place])
     made = run.result()
     assert [row[len(p) :] for row, p in zip(canvas, cases.PROMPTS, strict=True)] == made.completions
@@ -87,7 +91,8 @@ def test_blocks_are_finished_from_left_to_right(model, sampler, cache):
     generate(model, cases.PROMPTS, sampler, cache, **cases.SHAPE, seed=0, observers=[trace := Trace()])
     for request, prompt in enumerate(cases.PROMPTS):
         blocks = [(c["column"] - len(prompt)) // 4 for c in trace.changes if c["request"] == request]
-        assert blocks == [0] * 4 + [1] * 4 + [2] * 2
+        if "prophet" not in sampler:  # once the answer has settled, all that is left is revealed
+            assert blocks == sorted(blocks) and set(blocks) == {0, 1, 2}
 
 
 @every_cache

@@ -38,7 +38,7 @@ def speaking(tiny):
 
 
 def prompts_of(model, prompts, chat=True):
-    return [r.prompt for r in requests(model, prompts, chat=chat, repeats=1, request_ids=None)]
+    return [r.prompt for r in requests(model, prompts, [0], chat=chat, repeats=1, request_ids=None)]
 
 
 def test_a_prompt_may_be_ids_text_or_messages_one_or_many(model, speaking):
@@ -90,7 +90,8 @@ def test_request_ids_go_one_to_a_prompt(model):
 
 def test_noise_is_named_by_prompt_repeat_and_id(model):
     def keys(prompts, repeats=1, request_ids=None):
-        return [r.key for r in requests(model, prompts, chat=True, repeats=repeats, request_ids=request_ids)]
+        asked = requests(model, prompts, [39] * 4, chat=True, repeats=repeats, request_ids=request_ids)
+        return [r.key for r in asked]
 
     assert keys([[1], [2], [1]]) == [*keys([[1], [2]]), keys([[1]], 2)[1]]
     assert keys([[1], [2]], request_ids=[8, 9]) == [*keys([[3]], request_ids=[8]), *keys([[4]], request_ids=[9])]
@@ -134,9 +135,10 @@ def test_texts_are_cut_before_the_first_stop_string():
 
 def test_rows_without_an_end_of_text_are_filled_with_zeros(tiny):
     made = Generation.of(
-        [Request([7], 0), Request([7, 8], 1)],
+        [Request([7], [39, 39], 0), Request([7, 8], [39, 4], 1)],
         [[1, 2], [3, 4]],
         model=tiny(eos_ids=()),
+        mask_id=39,
         stop=(),
         nfe=[1, 2],
         rows=[3, 4],
@@ -145,7 +147,7 @@ def test_rows_without_an_end_of_text_are_filled_with_zeros(tiny):
         forward_seconds=0.5,
         seed=0,
     )
-    assert made.tokens.tolist() == [[7, 1, 2, 0], [7, 8, 3, 4]] and made.tokens_per_second == 4.0
+    assert made.tokens.tolist() == [[7, 1, 2, 0], [7, 8, 3, 4]] and made.tokens_per_second == 3.0
     assert generate(tiny(eos_ids=()), [[7], [7, 8]], gen_length=4).tokens[0, -1] == 0
 
 

@@ -1,9 +1,10 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
-api, compat, loading, cli, evaluate ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, trace, spec
+api, compat, infill, loading, cli, evaluate ──► all of these
+engine ──► samplers, cache, generation, settings, schedule, propose, hooks, trace, spec
+schedule ──► samplers, canvas, generation, settings, spec        propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
-schedule ──► canvas, generation, settings, spec
+hooks ──► canvas
 generation ──► spec, noise                 settings ──► spec                      trace, spec ──► canvas
 options ──► errors                         canvas, noise, errors ──► nothing
 """
@@ -27,11 +28,16 @@ MAY_IMPORT = {
     "trace": {"canvas"},
     "settings": {"spec", "errors"},
     "generation": {"spec", "noise", "errors"},
-    "schedule": {"canvas", "generation", "settings", "spec"},
+    "hooks": {"canvas", "errors"},
+    "propose": {"samplers", "noise", "settings"},
+    "schedule": {"canvas", "generation", "samplers", "settings", "spec"},
     "samplers": {"canvas", "noise", "options", "errors"},
     "cache": {"canvas", "spec", "options", "errors"},
     "models": {"canvas", "spec", "errors"},
-    "engine": {"cache", "samplers", "canvas", "errors", "generation", "noise", "schedule", "settings", "spec", "trace"},
+    "engine": {
+        *("cache", "samplers", "canvas", "errors", "generation", "hooks", "noise", "propose", "schedule", "settings"),
+        *("spec", "trace"),
+    },
 }
 """Part of the package -> the parts it may import, at the top of a file or inside a function. Other parts are on top."""
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from dllm.generation import Request
 from dllm.models.tiny import SIZES
+from dllm.samplers import Static
 from dllm.schedule import Schedule, together
 from dllm.settings import Settings
 from dllm.spec import ModelSpec
@@ -31,9 +32,9 @@ def test_a_refresh_does_not_widen_the_steps_of_a_block():
 
 def schedule(n=3, batch_size=2, **settings):
     spec = ModelSpec(**SIZES)
-    asked = [Request([5] * (i + 1), i) for i in range(n)]
+    asked = [Request([5] * (i + 1), [39] * 6, i) for i in range(n)]
     settings = Settings(gen_length=6, block_length=4, batch_size=batch_size, **settings)
-    return Schedule(asked, settings, spec, torch.device("cpu"))
+    return Schedule(asked, settings, spec, Static(), torch.device("cpu"))
 
 
 def test_rows_hold_their_prompt_their_masks_and_nothing():
@@ -65,10 +66,28 @@ def test_a_row_is_done_at_an_end_of_text_that_nothing_masked_precedes():
 def test_blocks_share_the_steps_by_their_columns():
     s = schedule(1, steps=3)
     at = s.position()
-    s.enter(at)
-    assert at.block.columns.tolist() == [[1, 2, 3, 4]] and s.rows.block_steps.tolist() == [2]
+    assert at.block.columns.tolist() == [[1, 2, 3, 4]] and at.entered.item()
+    s.enter(0, start=1, masked=4)
+    assert s.rows.block_steps.tolist() == [2] and s.rows.quotas[0, :3].tolist() == [2, 2, 1]
+    assert not s.position().entered.item()
     s.canvas.tokens[0, 1:5] = 7
     at = s.position()
-    s.enter(at)
-    assert at.block.valid.tolist() == [[True, True, False, False]]
-    assert at.entered.item() and s.rows.block_steps.tolist() == [1] and s.rows.block_masked.tolist() == [2]
+    assert at.block.valid.tolist() == [[True, True, False, False]] and at.entered.item() and at.masked.tolist() == [2]
+    s.enter(0, start=5, masked=2)
+    assert s.rows.block_steps.tolist() == [1] and s.rows.quotas[0, :2].tolist() == [2, 1]
+
+
+def test_a_row_that_was_cut_short_is_filled_with_the_end_of_text():
+    s = schedule(1)
+    s.canvas.tokens[0, 1:7] = 7
+    s.canvas.lengths[0] = 4
+    s.release([0])
+    assert s.finished == {0: [7, 7, 7, 38, 38, 38]}
+
+
+def test_given_columns_of_an_answer_are_not_decided():
+    spec = ModelSpec(**SIZES)
+    asked = [Request([39, 5], [39, 7, 39, 38], 0), Request([5], [39], 1)]
+    s = Schedule(asked, Settings(batch_size=2), spec, Static(), torch.device("cpu"))
+    assert s.canvas.undecided.nonzero().tolist() == [[0, 2], [0, 4], [1, 1]]
+    assert s.rows.steps.tolist() == [4, 1] and s.canvas.answer_width == 4

@@ -49,6 +49,11 @@ class View:
     def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]) -> None:
         self.rows, self.visible = rows, visibility(spec, rows, lengths)
 
+    @property
+    def positions(self) -> Int[Tensor, "B Q"]:
+        """Where the rows stand in their text, for the rotary angles."""
+        return self.rows
+
     def find(self, span: Span) -> Int[Tensor, "B W"]:
         """Where the columns of `span` stand among the rows. Raises ValueError if one of them is not computed."""
         index = torch.searchsorted(self.rows, span.columns).clamp_(max=self.rows.shape[1] - 1)
@@ -64,10 +69,16 @@ class View:
         """Called before every layer; a cache that must recompute more from here on widens `rows` and `h`."""
         return h
 
+    def store(
+        self, layer: int, k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+    ) -> tuple[Float[Tensor, "B L K D"], Float[Tensor, "B L K D"]]:
+        """Keep the rows' keys and values; all that may be attended to comes back."""
+        return k, v
+
     def attend(
         self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
     ) -> Float[Tensor, "B Q H D"]:
-        return attention(q, k, v, self.visible)
+        return attention(q, *self.store(layer, k, v), self.visible)
 
 
 def full_view(spec: ModelSpec, lengths: list[int], device: torch.device | str = "cpu") -> View:
@@ -88,18 +99,57 @@ class StoredView(View):
         self.fresh = counts == lengths  # every column is computed here: nothing is read from the store
         self.everyone = len(slots) == len(state.anchor)
 
-    def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
-    ) -> Float[Tensor, "B Q H D"]:
+    def store(
+        self, layer: int, k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+    ) -> tuple[Float[Tensor, "B L K D"], Float[Tensor, "B L K D"]]:
         keys, values = self.state.keys[layer], self.state.values[layer]
         # Padding repeats a row's last column, and so writes its key and value again, equal up to rounding.
         keys[self.slots[:, None], self.rows] = k
         values[self.slots[:, None], self.rows] = v
         if self.fresh:
-            return attention(q, k, v, self.visible)
+            return k, v
         if not self.everyone:
             keys, values = keys[self.slots], values[self.slots]
-        return attention(q, keys[:, : self.n_keys], values[:, : self.n_keys], self.visible)
+        return keys[:, : self.n_keys], values[:, : self.n_keys]
+
+
+class ShadowView(View):
+    """Another view, and behind its rows one more for every column of a span: its shadow.
+
+    A shadow stands where the row that predicts its column stands, and sees the other shadows and all columns but its
+    own. Nobody else sees shadows, and nothing of them is stored. Their tokens stand behind the canvas, at the columns
+    `first` and after. The last W columns of a span to predict are those of the shadows.
+    """
+
+    def __init__(self, base: View, spec: ModelSpec, span: Span, lengths: list[int], first: int) -> None:
+        self.base, self.n_rows = base, base.rows.shape[1]
+        shadows = first + torch.arange(span.columns.shape[1], device=span.columns.device)
+        at = spec.predictors(span).columns
+        self.rows = torch.cat([base.rows, shadows.expand_as(at)], 1)
+        self.stand = torch.cat([base.positions, at], 1)
+        column = torch.arange(max(lengths), device=at.device)
+        seen, exists = span.columns[:, None, :, None] != column, visibility(spec, at, lengths)  # (B, 1, W, L)
+        among = span.valid[:, None, None, :].expand(-1, 1, len(shadows), -1)
+        self.shadows_see = torch.cat([seen if exists is None else seen & exists, among], -1)
+
+    @property
+    def positions(self) -> Int[Tensor, "B Q2"]:
+        return self.stand
+
+    def find(self, span: Span) -> Int[Tensor, "B W"]:
+        width = self.rows.shape[1] - self.n_rows
+        known = self.base.find(Span(span.columns[:, :-width].contiguous(), span.valid[:, :-width]))
+        shadows = self.n_rows + torch.arange(width, device=known.device)
+        return torch.cat([known, shadows.expand(len(known), -1)], 1)
+
+    def attend(
+        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+    ) -> Float[Tensor, "B Q H D"]:
+        n = self.n_rows
+        keys, values = self.base.store(layer, k[:, :n], v[:, :n])
+        real = attention(q[:, :n], keys, values, self.base.visible)
+        keys, values = torch.cat([keys, k[:, n:]], 1), torch.cat([values, v[:, n:]], 1)
+        return torch.cat([real, attention(q[:, n:], keys, values, self.shadows_see)], 1)
 
 
 @dataclass(frozen=True)
@@ -129,10 +179,6 @@ class CacheState:
         self.age = torch.zeros_like(canvas.lengths)
         """Forwards since the last refresh, that one included. (R,)"""
 
-    @property
-    def exists(self) -> Bool[Tensor, "R L"]:
-        return self.canvas.columns < self.canvas.lengths[:, None]
-
     def due(self, window: Span, refresh: int | None) -> Bool[Tensor, "R 1"]:
         """Rows whose window moved, or that were last refreshed `refresh` forwards ago."""
         moved = self.anchor != window.columns[:, 0]
@@ -140,7 +186,7 @@ class CacheState:
 
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:
         """The columns that the next forward of each row computes: the window and what the policy calls stale."""
-        exists = self.exists
+        exists = self.canvas.exists
         return (self.cache.stale(self, window) | window.mask(exists.shape[1])) & exists
 
     def view(

@@ -19,7 +19,7 @@ class Storeless(CacheState):
         self.spec, self.canvas = spec, canvas
 
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:
-        return self.exists
+        return self.canvas.exists
 
     def view(
         self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]

@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         for i, layer in enumerate(self.layers):
             h = view.enter(i, h)
             if i == 0 or view.rows is not rows:
-                rows, by = view.rows, rotation(self.spec, view.rows, h.dtype)
+                rows, by = view.rows, rotation(self.spec, view.positions, h.dtype)
             h = layer(i, h, view, by)
         h = h.gather(1, view.find(self.spec.predictors(span))[..., None].expand(-1, -1, h.shape[-1]))  # (B, W, C)
         logits: Tensor = self.head(self.norm(h))

@@ -4,17 +4,45 @@ from dataclasses import fields
 from typing import Any
 
 from dllm import options
-from dllm.samplers.base import Prediction, Sampler
+from dllm.samplers.base import Needs, Prediction, Sampler
+from dllm.samplers.credit import Credit
+from dllm.samplers.dream import Entropy, MaskgitPlus, Origin, TopkMargin
+from dllm.samplers.entropy import DParallel, EntropyBound
+from dllm.samplers.hierarchy import Hierarchy
+from dllm.samplers.klass import Klass
+from dllm.samplers.localleap import LocalLeap
+from dllm.samplers.prophet import Prophet
+from dllm.samplers.sliding import Sliding
 from dllm.samplers.static import Random, Static
 from dllm.samplers.threshold import Factor, Threshold
+from dllm.samplers.wino import Wino
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "static": Static,
     "random": Random,
     "threshold": Threshold,
     "factor": Factor,
+    "localleap": LocalLeap,
+    "prophet": Prophet,
+    "dparallel": DParallel,
+    "eb": EntropyBound,
+    "klass": Klass,
+    "wino": Wino,
+    "credit": Credit,
+    "hierarchy": Hierarchy,
+    "sliding": Sliding,
+    "maskgit_plus": MaskgitPlus,
+    "topk_margin": TopkMargin,
+    "entropy": Entropy,
+    "origin": Origin,
 }
-ALIASES = {"low_confidence": "static", "topk": "static", "confidence_threshold": "threshold"}
+ALIASES = {
+    "low_confidence": "static",
+    "low_confidence_static": "static",
+    "topk": "static",
+    "confidence_threshold": "threshold",
+    "margin": "topk_margin",
+}
 
 
 def make(name: str, **settings: Any) -> Sampler:
@@ -31,4 +59,28 @@ def owners() -> dict[str, str]:
     return found
 
 
-__all__ = ["SAMPLERS", "Factor", "Prediction", "Random", "Sampler", "Static", "Threshold", "make", "owners"]
+__all__ = [
+    "SAMPLERS",
+    "Credit",
+    "DParallel",
+    "Entropy",
+    "EntropyBound",
+    "Factor",
+    "Hierarchy",
+    "Klass",
+    "LocalLeap",
+    "MaskgitPlus",
+    "Needs",
+    "Origin",
+    "Prediction",
+    "Prophet",
+    "Random",
+    "Sampler",
+    "Sliding",
+    "Static",
+    "Threshold",
+    "TopkMargin",
+    "Wino",
+    "make",
+    "owners",
+]

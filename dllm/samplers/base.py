@@ -1,44 +1,126 @@
 """What a sampler gets and what it gives: a prediction of a span in, the span's next tokens out."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.canvas import Span
+from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
 from dllm.noise import Key
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the model says about a span, B rows of W columns."""
+class Proposal:
+    """The tokens that logits propose for a span, B rows of W columns."""
+
+    logits: Float[Tensor, "B W V"]
+    """The model's, guided if guidance is on."""
+    drawn: Float[Tensor, "B W V"]
+    """What the tokens were drawn from: the logits at the temperature, cut to top_p and top_k; else the logits."""
+    tokens: Int[Tensor, "B W"]
+    """The most probable ones, or draws at a temperature. Never the mask."""
+    confidence: Float[Tensor, "B W"]
+    """The proposed token's probability at temperature 1, float32 or wider, at every position, masked or not."""
+
+
+class Memory:
+    """What a sampler keeps from step to step of every row in flight; a row forgets when it enters a block."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def keep_only(self, rows: Int[Tensor, " R"]) -> None:
+        """Only these rows go on, in this order."""
+        self.kept = {name: value[rows] for name, value in self.kept.items()}
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The part of a memory that belongs to the rows of a prediction."""
+
+    memory: Memory
+    rows: Int[Tensor, " B"]
+    n_rows: int
+    """Rows in flight."""
+    fresh: Bool[Tensor, " B"]
+    """Rows on their first step of a block, which remember nothing."""
+
+    def get(self, name: str, default: Tensor) -> Tensor:
+        """What was kept under this name for each row, (B, ...); the default, of the same shape, where nothing was."""
+        kept = self.memory.kept.get(name)
+        if kept is None:
+            return default
+        return torch.where(self.fresh.view(-1, *[1] * (default.ndim - 1)), default, kept[self.rows])
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Keep a value of shape (B, ...) for the rows' next steps."""
+        if name not in self.memory.kept:
+            self.memory.kept[name] = value.new_zeros(self.n_rows, *value.shape[1:])
+        self.memory.kept[name][self.rows] = value
+
+
+@dataclass(frozen=True)
+class Prediction(Proposal):
+    """What the model says about a span, and where its rows stand."""
 
     span: Span
     mask_id: int
     current: Int[Tensor, "B W"]
     """The tokens that stand there now."""
-    tokens: Int[Tensor, "B W"]
-    """The proposed tokens: the most probable ones, or draws at a temperature. Never the mask."""
-    confidence: Float[Tensor, "B W"]
-    """The proposed token's probability at temperature 1, float32 or wider, at every position, masked or not."""
-    logits: Float[Tensor, "B W V"]
+    open: Bool[Tensor, "B W"]
+    """Columns that the generation decides; the others were given."""
+    block: Bool[Tensor, "B W"]
+    """Columns of the row's present block, in which a sampler reveals. Others are predicted if its scope has them."""
+    answer_start: Int[Tensor, " B"]
+    """First column of the row's answer."""
     step: Int[Tensor, " B"]
     """Steps that the row has taken, over the whole generation."""
+    steps: Int[Tensor, " B"]
+    """The steps of its schedule, over the whole generation."""
     block_step: Int[Tensor, " B"]
     """Steps that the row has taken in its present block."""
     block_steps: Int[Tensor, " B"]
-    """The block's share of `steps`, for samplers with a schedule."""
-    block_masked: Int[Tensor, " B"]
-    """Masked columns that the block began with."""
+    """The block's share of `steps`."""
+    quota: Int[Tensor, " B"]
+    """How many tokens the schedule reveals now, at least 1."""
     key: Key
     """Noise for samplers that draw."""
+    recall: Recall
+    propose: Callable[[Tensor], Proposal]
+    """Proposals from other logits, with the same noise."""
+    shadow: Float[Tensor, "B W"] | None = None
+    """Each current token's probability with its own column hidden, for samplers that need shadows."""
 
-    @property
-    def masked(self) -> Bool[Tensor, "B W"]:
+    @cached_property
+    def undecided(self) -> Bool[Tensor, "B W"]:
         """True where the span is still to be decided."""
-        return (self.current == self.mask_id) & self.span.valid
+        return (self.current == self.mask_id) & self.open & self.span.valid
+
+    @cached_property
+    def masked(self) -> Bool[Tensor, "B W"]:
+        """True where the present block is still to be decided: what may be revealed now."""
+        return self.undecided & self.block
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, "B W"]:
+        """Of the distribution at temperature 1, in nats."""
+        log_p = self.wide_logits.log_softmax(-1)
+        return -(log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)  # a probability of 0 counts nothing
+
+    @cached_property
+    def gap(self) -> Float[Tensor, "B W"]:
+        """By how much the highest logit exceeds the second."""
+        top = self.wide_logits.topk(2, -1).values
+        return top[..., 0] - top[..., 1]
+
+    @cached_property
+    def wide_logits(self) -> Float[Tensor, "B W V"]:
+        """The logits in float32, or wider where they are."""
+        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
     def top(self, k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"] | None = None) -> Bool[Tensor, "B W"]:
         """The k masked positions of each row with the highest score (default: confidence); ties to the lower column."""
@@ -50,19 +132,81 @@ class Prediction:
         return (rank < (k if isinstance(k, int) else k[:, None])) & self.masked
 
     def reveal(self, where: Bool[Tensor, "B W"]) -> Int[Tensor, "B W"]:
-        """The proposed tokens where the span is masked and `where` holds, the current ones elsewhere."""
+        """The proposed tokens where the block is masked and `where` holds, the current ones elsewhere."""
         return torch.where(where & self.masked, self.tokens, self.current)
+
+    def proposing(self, logits: Float[Tensor, "B W V"]) -> "Prediction":
+        """The same prediction with these logits instead of the model's."""
+        proposal = self.propose(logits)
+        return replace(self, **{f.name: getattr(proposal, f.name) for f in fields(Proposal)})
+
+    def of_columns(self, place: Int[Tensor, "B W2"], span: Span, block: Bool[Tensor, "B W2"]) -> "Prediction":
+        """The part that stands at these places of the span: `span`, of which `block` is the present block."""
+        wide = place[..., None].expand(-1, -1, self.logits.shape[-1])
+        return replace(
+            self,
+            span=span,
+            block=block,
+            logits=self.logits.gather(1, wide),
+            drawn=self.drawn.gather(1, wide),
+            tokens=self.tokens.gather(1, place),
+            confidence=self.confidence.gather(1, place),
+            current=self.current.gather(1, place),
+            open=self.open.gather(1, place),
+        )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a sampler asks of the loop besides predictions of the block."""
+
+    memory: bool = False
+    """It keeps something from step to step."""
+    revoking: bool = False
+    """It may mask again what it revealed. It must then not take more steps than there are masks."""
+    whole_answer: bool = False
+    """The answer is one block unless a block_length is given."""
+    shadows: bool = False
+    """Predictions come with `shadow`."""
+    noise: bool = False
+    """It draws, at temperature 0 too."""
 
 
 class Sampler:
-    """A rule for what to reveal: frozen settings, called once a step, memoryless."""
+    """A rule for what to reveal: frozen settings, called once a step. What it remembers stands in `p.recall`."""
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         """The next tokens of the span. Every row in which something is masked must change at least once."""
         raise NotImplementedError(f"{type(self).__name__} does not say what to reveal.")
 
+    def needs(self) -> Needs:
+        return Needs()
 
-def check_probability(name: str, value: float, low: str, high: str) -> None:
+    def check(self, gen_length: int) -> None:
+        """Raise DllmError if the rule cannot be applied to answers of this many tokens."""
+
+    def quotas(self, masked: int, steps: int) -> Sequence[int]:
+        """How many tokens a schedule of so many steps reveals in each, at a block of so many masks; none reveals 0."""
+        return evenly(masked, steps)
+
+    def scope(self, canvas: Canvas, block: Span) -> Span:
+        """The columns to predict, which contain those of the block that may be revealed."""
+        return block
+
+
+def evenly(masked: int, steps: int) -> list[int]:
+    """LLaDA's schedule: the first (masked mod steps) steps take one more than the others."""
+    steps = min(steps, masked)  # a step of nothing would be a wasted forward
+    return [masked // steps + (step < masked % steps) for step in range(steps)]
+
+
+def check_probability(name: str, value: int | float, low: str, high: str) -> None:
     """Raise DllmError unless 0 <= value <= 1; low and high say what the ends of the range mean."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise DllmError(f"{name}={value!r} is not a probability; give a value from 0 ({low}) to 1 ({high}).")
+
+
+def check_at_least(name: str, value: int | float, least: int | float, meaning: str) -> None:
+    """Raise DllmError unless the value is a number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise DllmError(f"{name}={value!r} must be at least {least}: {meaning}.")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dllm.cache import CACHES, Cache, DualCache, NoCache, PrefixCache, full_view, make
-from dllm.canvas import Canvas, Span
+from dllm.canvas import Span
 
 PROMPT, LENGTHS = [3, 5], [11, 13]
 
@@ -13,7 +13,7 @@ PROMPT, LENGTHS = [3, 5], [11, 13]
 def setting(model, cache):
     """A canvas of two ragged rows, the state of a cache for it, and the window of the rows' first blocks."""
     tokens = torch.arange(26).reshape(2, 13) % 39
-    canvas = Canvas(tokens, torch.tensor(PROMPT), torch.tensor(LENGTHS), mask_id=39)
+    canvas = cases.canvas(tokens, PROMPT, LENGTHS, mask_id=39)
     return canvas, cache.start(model.spec, canvas, model.dtype), block(model, 0)
 
 

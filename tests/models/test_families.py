@@ -218,7 +218,8 @@ def test_a_checkpoint_cuts_every_parameter_and_loses_nothing(architecture, tied,
     family = FAMILIES[architecture]
     config = LLADA_8B | {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
     config |= {"embedding_size": 40, "mask_token_id": 39, "eos_token_id": 38, "include_qkv_bias": bias}
-    config = config if architecture == "LLaDAModelLM" else LLAMA | {"num_key_value_heads": 2}
+    if architecture != "LLaDAModelLM":
+        config = LLAMA | {"num_key_value_heads": 2, "mask_token_id": 39}
     model = Transformer(replace(family.spec(config), tied_head=tied))
     tensors = family.checkpoint(model, model.spec)
     assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in model.parameters())

@@ -7,8 +7,9 @@ import torch
 import transformers
 from torch import Tensor
 
+import cases
 from dllm.cache import DualCache, full_view
-from dllm.canvas import Canvas, Span
+from dllm.canvas import Span
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer, rotate, rotation
 
@@ -130,7 +131,7 @@ def test_a_window_over_stored_keys_of_unchanged_tokens_equals_the_full_forward(c
     ours = bidirectional(pair(case)[1], logits_shift=shift)
     lengths = [18, 11, 18]
     tokens = random_tokens(3, 18)
-    canvas = Canvas(tokens, torch.tensor([6, 3, 0]), torch.tensor(lengths), mask_id=0)
+    canvas = cases.canvas(tokens, [6, 3, 0], lengths, mask_id=0)
     span = Span.between(torch.tensor([8, 3, 0]), torch.tensor([13, 8, 5]), 5)
     window = ours.spec.window(span)
     want = ours(tokens, full_view(ours.spec, lengths), span)

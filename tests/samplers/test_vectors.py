@@ -1,6 +1,6 @@
 """One step on a block of 8, worked out by hand in the project's notes; two columns are decided already (cases.example).
 
-To add a sampler: a row here. The rules of Fast-dLLM's published code that we do not copy are told in the samplers.
+To add a sampler: a row here. The rules of published code that we do not copy are told in the samplers.
 """
 
 import cases
@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dllm.samplers import SAMPLERS, Prediction, Sampler, Static, make
+from dllm.canvas import Span
+from dllm.samplers import SAMPLERS, MaskgitPlus, Prediction, Sampler, Static, make
 
 VECTORS = [
     # sampler, what the schedule says, revealed columns
@@ -26,6 +27,33 @@ VECTORS = [
     ("factor:factor=1.5", 1, {0, 1, 3, 5}),
     ("factor:factor=2.5", 1, {0, 1, 3, 4, 5}),
     ("factor:factor=5", 1, {0, 1, 3, 4, 5, 7}),
+    ("localleap:threshold=0.9,relaxed_threshold=0.75,radius=1", 1, {0, 1, 5}),
+    ("localleap:threshold=0.9,relaxed_threshold=0.75,radius=2", 1, {0, 1, 3, 5}),
+    ("localleap:threshold=0.97,relaxed_threshold=0.75,radius=4", 1, {0}),  # no anchor, so nothing is near one
+    ("localleap:threshold=0.9,relaxed_threshold=0,radius=1", 1, {0, 1, 4, 5}),
+    ("dparallel:threshold=0.5", 1, {0, 5}),
+    ("dparallel:threshold=0.75", 1, {0, 1, 5}),
+    ("dparallel:threshold=0.1", 1, {0}),
+    ("eb:gamma=0.001", 1, {0}),
+    ("eb:gamma=0.25", 1, {0, 5}),
+    ("eb:gamma=0.6", 1, {0, 1, 5}),
+    ("hierarchy:low=0.4,threshold=0.9", 1, {0, 5}),
+    ("hierarchy:low=0.2,threshold=0.9", 1, {0, 5, 7}),
+    ("hierarchy:low=0.2,threshold=0.75", 1, {0, 1, 3, 5, 7}),
+    ("hierarchy:low=0.96,threshold=0.99", 1, {0}),
+    ("wino:threshold=0.6", 1, {0, 1, 3, 5}),
+    ("wino:threshold=0", 1, {0, 1, 3, 4, 5}),  # at most five of six
+    ("klass", 2, {0, 5}),  # a first step has nothing to compare with, so the schedule decides
+    ("credit:weight=0", 1, {0, 5}),
+    ("credit:threshold=1", 1, {0}),
+    ("sliding:base=static,window=2", 4, {0, 1}),
+    ("sliding:window=3", 1, {0}),
+    ("prophet:base=static", 1, {0}),
+    ("prophet:base=static,thresholds=0/0/0", 1, {0, 1, 3, 4, 5, 7}),
+    ("prophet:base=threshold,thresholds=inf/inf/inf", 1, {0, 5}),
+    ("maskgit_plus", 3, {0, 1, 5}),
+    ("topk_margin", 2, {0, 5}),
+    ("entropy", 3, {0, 1, 5}),
 ]
 
 SCHEDULES = [
@@ -34,6 +62,15 @@ SCHEDULES = [
     (8, 4, [2, 2, 2, 2]),
     (3, 5, [1, 1, 1]),  # LLaDA adds two steps of nothing
     (7, 1, [7]),
+]
+
+DREAM_SCHEDULES = [
+    # masks, steps, tokens of each step; the steps of nothing that Dream runs are left out
+    (256, 256, [1] * 254 + [2]),
+    (1024, 1024, [1] * 1021 + [3]),
+    (256, 64, [3, *[4] * 62, 5]),
+    (512, 256, [1, *[2] * 254, 3]),
+    (128, 512, 512 - 385),
 ]
 
 
@@ -50,6 +87,10 @@ def test_one_step_reveals_what_was_worked_out_by_hand(sampler, quota, want):
     assert revealed(p, make(sampler)(p)) == want
 
 
+def test_every_sampler_that_does_not_draw_has_a_row_above():
+    assert {name.partition(":")[0] for name, *_ in VECTORS} == set(SAMPLERS) - {"random", "origin"}
+
+
 def test_the_last_mask_must_pass_factors_test_like_any_other():
     p = cases.example([0.3, 0.1], decided=[])
     assert revealed(p, make("factor")(p)) == {0}  # Fast-dLLM's code reveals both
@@ -57,31 +98,36 @@ def test_the_last_mask_must_pass_factors_test_like_any_other():
 
 @pytest.mark.parametrize(("masks", "steps", "want"), SCHEDULES)
 def test_a_schedule_is_spread_evenly_its_first_steps_take_one_more(masks, steps, want):
-    p = replace(cases.example(), block_masked=torch.tensor([masks]), block_steps=torch.tensor([steps]))
-    got = [int(Static().quota(replace(p, block_step=torch.tensor([step])))) for step in range(len(want))]
-    assert got == want and sum(got) == masks
+    assert Static().quotas(masks, steps) == want and sum(want) == masks
+
+
+@pytest.mark.parametrize(("masks", "steps", "want"), DREAM_SCHEDULES)
+def test_dreams_timesteps_round_down_and_the_last_takes_the_rest(masks, steps, want):
+    got = list(MaskgitPlus().quotas(masks, steps))
+    assert (len(got) if isinstance(want, int) else got) == want and sum(got) == masks and min(got) > 0
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_random_blocks_lose_a_mask_a_step_until_none_is_left(name):
     sampler = make(name)
-    confidence = torch.rand(8).tolist()
-    p = cases.example(confidence, decided=[], quota=1)
-    for _ in range(8):
+    p = cases.example(torch.rand(8).tolist(), decided=[], quota=1)
+    for step in range(1, 9):
         after = sampler(p)
         assert revealed(p, after)
         if not (after == cases.MASK).any():
             break
-        p = replace(p, current=after, step=p.step + 1, block_step=p.block_step + 1)
+        number = torch.tensor([step])
+        p = replace(p, current=after, step=number, block_step=number, recall=replace(p.recall, fresh=number == 0))
     assert not (after == cases.MASK).any()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_padding_and_decided_columns_are_left_alone(name):
+def test_padding_other_blocks_and_decided_columns_are_left_alone(name):
     p = cases.example(quota=8)
     valid = torch.tensor([[True, True, True, True, False, False, False, False]])
-    p = replace(p, span=type(p.span)(p.span.columns, valid))
-    assert revealed(p, make(name)(p)) <= {0, 1, 3}
+    for part in ({"span": Span(p.span.columns, valid)}, {"block": valid}, {"open": valid}):
+        some = replace(p, **part)
+        assert revealed(some, make(name)(some)) <= {0, 1, 3}
 
 
 def test_ties_go_to_the_lower_column():
@@ -95,6 +141,17 @@ def test_top_takes_a_number_for_every_row_and_another_score():
     assert p.top(2, score=-p.confidence)[0].nonzero().flatten().tolist() == [4, 7]
 
 
+def test_entropy_and_gap_are_those_of_the_logits():
+    p = cases.example()
+    want = torch.special.entr(p.logits.softmax(-1)).sum(-1)
+    torch.testing.assert_close(p.entropy, want)
+    top = p.logits.sort(-1, descending=True).values
+    assert torch.equal(p.gap, top[..., 0] - top[..., 1])
+    held_back = replace(p, logits=p.logits.index_fill(-1, torch.tensor([40]), -torch.inf))
+    assert held_back.entropy.isfinite().all()
+
+
 def test_a_sampler_without_a_rule_says_so():
     with pytest.raises(NotImplementedError, match="does not say what to reveal"):
         Sampler()(cases.example())
+    assert isinstance(cases.example(), Prediction)

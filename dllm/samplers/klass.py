@@ -1,0 +1,44 @@
+"""KLASS: reveal what is sure and has stopped changing."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dllm.errors import DllmError
+from dllm.samplers.base import Needs, Prediction, Sampler, check_at_least, check_probability
+
+
+@dataclass(frozen=True)
+class Klass(Sampler):
+    """Reveal where the confidence is high and the distribution has been stable for some steps (KLASS, arXiv:2511.05664).
+
+    Stable: KL(now || one step ago) < kl_threshold in each of the last `history` steps of the block. Where nothing is
+    ready the schedule's quota of the most probable tokens is revealed.
+    """
+
+    conf_threshold: float = 0.9
+    kl_threshold: float = 0.01
+    """In nats."""
+    history: int = 2
+
+    def __post_init__(self) -> None:
+        check_probability("conf_threshold", self.conf_threshold, "stability alone", "the schedule alone")
+        check_at_least("kl_threshold", self.kl_threshold, 0, "a divergence in nats; 0 leaves the schedule alone")
+        if isinstance(self.history, bool) or not isinstance(self.history, int) or self.history < 1:
+            raise DllmError(f"history={self.history!r} is no number of steps; give at least 1.")
+
+    def needs(self) -> Needs:
+        return Needs(memory=True)
+
+    def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
+        log_p = p.wide_logits.log_softmax(-1)
+        before = p.recall.get("log_p", torch.full_like(log_p, torch.inf))  # then KL is -inf: no step to compare with
+        moved = (log_p.exp() * (log_p - before)).nan_to_num(nan=0.0).sum(-1)
+        stable = (moved < self.kl_threshold) & (p.block_step > 0)[:, None]
+        streak = torch.where(stable, p.recall.get("streak", torch.zeros_like(p.current)) + 1, 0)
+        p.recall.set("log_p", log_p)
+        p.recall.set("streak", streak)
+        ready = p.masked & (streak >= self.history) & (p.confidence > self.conf_threshold)
+        return p.reveal(torch.where(ready.any(1, keepdim=True), ready, p.top(p.quota)))

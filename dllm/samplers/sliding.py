@@ -1,0 +1,34 @@
+"""Decoding in a window that slides along the answer, as Elastic-Cache decodes (arXiv:2510.14973)."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from dllm.errors import DllmError
+from dllm.samplers.base import Needs, Prediction
+from dllm.samplers.wrapper import Wrapper
+
+
+@dataclass(frozen=True)
+class Sliding(Wrapper):
+    """Apply `base` to the first `window` masked columns instead of a whole block (arXiv:2510.14973).
+
+    The answer is one block unless block_length is given; a window does not reach beyond the block. All of the block is
+    computed at every step.
+    """
+
+    base: Any = "threshold"
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise DllmError(f"window={self.window!r} is no number of columns; give at least 1.")
+
+    def needs(self) -> Needs:
+        return replace(self.inner.needs(), whole_answer=True)
+
+    def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
+        return self.inner(replace(p, block=p.block & (p.masked.cumsum(1) <= self.window)))
