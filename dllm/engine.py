@@ -163,7 +163,8 @@ class Run:
         if self.needs.shadows:
             current = canvas.tokens[index].gather(1, scope.columns)
             shadow = logits[:, width:].to(p.confidence.dtype).softmax(-1).gather(-1, current[..., None])
-            p = replace(p, shadow=shadow.squeeze(-1))
+            place, blank = scope.columns - span.columns[:, :1], torch.zeros_like(p.confidence)
+            p = replace(p, shadow=blank.scatter_add(1, place, shadow.squeeze(-1).masked_fill(~scope.valid, 0.0)))
         return p
 
     def read(self, logits: Float[Tensor, "B W V"], span: Span, block: Span, index: Int[Tensor, " B"]) -> Prediction:

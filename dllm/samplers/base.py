@@ -153,6 +153,7 @@ class Prediction(Proposal):
             confidence=self.confidence.gather(1, place),
             current=self.current.gather(1, place),
             open=self.open.gather(1, place),
+            shadow=None if self.shadow is None else self.shadow.gather(1, place),
         )
 
 

@@ -1,0 +1,73 @@
+"""End-of-text prediction: a row ends where its end is predicted well enough."""
+
+import pytest
+import torch
+
+import cases
+from dllm import Trace, generate
+
+ASK = {"gen_length": 24, "block_length": 8, "seed": 0}
+every_cache = pytest.mark.parametrize("cache", cases.CACHE_NAMES)
+
+
+def ending(tiny, **spec):
+    """A model that is often sure of one token at many columns, which is made its end of text."""
+    usual = generate(tiny(**spec), cases.PROMPTS, "static", "none", **ASK, eos_early_stop=False).completions
+    tokens = [t for answer in usual for t in answer[4:]]
+    return tiny(**spec, eos_ids=(max(set(tokens), key=tokens.count), 38))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@every_cache
+@pytest.mark.parametrize("sampler", ["static", "threshold:threshold=0.6", "dparallel:threshold=1.5", "random"])
+def test_what_stands_before_the_end_is_unchanged_where_nobody_looks_behind_it(tiny, sampler, cache, shift):
+    """In blocks of one column no column sees those after it."""
+    model = ending(tiny, attention="block", block_length=1, logits_shift=shift)
+    whole = generate(model, cases.PROMPTS, sampler, "none", **ASK)
+    short = generate(model, cases.PROMPTS, sampler, cache, **ASK, eotp=0.3)
+    ended = 0
+    for long, cut in zip(whole.completions, short.completions, strict=True):
+        end = next((i for i, t in enumerate(cut) if t in model.spec.eos_ids), 24)
+        ended += end < 23
+        assert cut[:end] == long[:end] and set(cut[end + 1 :]) <= {model.spec.eos_ids[0]}
+    assert ended and short.rows.sum() < whole.rows.sum()
+
+
+@pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
+@every_cache
+def test_every_sampler_ends_rows_and_a_row_does_not_depend_on_its_batch(tiny, sampler, cache):
+    model, ask = ending(tiny), {**ASK, "eotp": 0.3, "batch_size": 3}
+    batch = generate(model, cases.PROMPTS, sampler, cache, **ask)
+    for row, prompt in enumerate(cases.PROMPTS):
+        alone = generate(model, prompt, sampler, cache, **ask)
+        assert alone.completions[0] == batch.completions[row] and alone.rows[0] == batch.rows[row]
+    whole = generate(model, cases.PROMPTS, sampler, cache, **{**ask, "eotp": None, "eos_early_stop": False})
+    assert batch.rows.sum() < whole.rows.sum() and batch.nfe.sum() < whole.nfe.sum()
+
+
+def test_columns_after_the_end_are_not_computed(tiny):
+    model, cut = ending(tiny), 0
+    for prompt in cases.PROMPTS:
+        made = generate(model, prompt, "static", "none", **ASK, eotp=0.3, observers=[trace := Trace()])
+        length, answer = len(prompt), made.completions[0]
+        end = next((i for i, t in enumerate(answer) if t in model.spec.eos_ids), 24)
+        if end < 20:
+            first = next(change["step"] for change in trace.changes if change["column"] == length + end) + 1
+            assert made.rows[0] <= first * (length + 24) + (int(made.nfe[0]) - first) * (length + end + 1)
+            cut += 1
+    assert cut
+
+
+def test_an_unsure_end_does_not_cut(tiny):
+    model = ending(tiny)
+    whole, sure = (generate(model, cases.PROMPTS, "static", "none", **ASK, eotp=e) for e in (None, 1.0))
+    assert whole.completions == sure.completions and torch.equal(whole.rows, sure.rows)
+
+
+def test_the_end_is_seen_in_blocks_to_come_where_they_are_computed(tiny):
+    """A refresh computes the whole row, and so tells of ends that are far off."""
+    model = ending(tiny)
+    for cache in ("none", "dual"):
+        generate(model, cases.PROMPTS, "static", cache, **ASK, eotp=0.2, observers=[trace := Trace()])
+        first = [c["column"] - len(cases.PROMPTS[c["request"]]) for c in trace.changes if c["step"] == 0]
+        assert max(first) >= 8, "nothing beyond the first block was seen in the first step"
