@@ -45,7 +45,7 @@ class Plan:
     undecided: list[int]
     """Masks that each row has left."""
     to_the_end: list[int]
-    """1 where all from the block on is computed."""
+    """1 where all from the block on is computed, and an end of text may be seen there (eotp)."""
 
 
 class Run:
@@ -94,7 +94,9 @@ class Run:
         window = self.spec.window(scope)
         columns = self.states[0].plan(window)
         start = at.block.columns[:, 0]
-        to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None])).all(1)
+        to_the_end = torch.zeros_like(at.done)
+        if self.settings.eotp is not None:
+            to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None])).all(1)
         lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
         done, undecided, counts, broken, entered, starts, masked, lengths, ends = torch.stack(
             [*lists, canvas.lengths, to_the_end]
@@ -123,22 +125,25 @@ class Run:
             self.memory.keep_only(keep)
         return None
 
+    def predicted(self, plan: Plan, rows: list[int]) -> Span:
+        """The columns to predict: what the sampler asks for, more where hooks or an end of text need more."""
+        index = torch.tensor(rows, device=self.model.device)
+        stop, lengths = self.schedule.canvas.lengths[index], [plan.lengths[row] for row in rows]
+        if self.hooks:
+            return Span.between(torch.zeros_like(index), stop, max(lengths))
+        if plan.scope is plan.block and all(plan.to_the_end[row] for row in rows):
+            starts = [plan.starts[row] for row in rows]
+            width = max(length - start for length, start in zip(lengths, starts, strict=True))
+            return Span.between(torch.tensor(starts, device=index.device), stop, width)
+        return plan.scope[index]
+
     @torch.no_grad()
     def predict(self, plan: Plan, rows: list[int]) -> Prediction:
-        """Run the model on some of the rows in flight and read what it proposes for their scope. Counts the forward.
-
-        Where an end of text may cut a row short, and all to the row's end is computed anyway, the prediction reaches to
-        the end; with hooks it is the whole row.
-        """
+        """Run the model on some of the rows in flight and read what it proposes. Counts the forward."""
         schedule, canvas, settings = self.schedule, self.schedule.canvas, self.settings
         index = torch.tensor(rows, device=self.model.device)
         counts, lengths = [plan.counts[row] for row in rows], [plan.lengths[row] for row in rows]
-        scope, span, tokens = plan.scope[index], plan.scope[index], canvas.tokens[index]
-        if self.hooks:
-            span = Span.between(torch.zeros_like(index), canvas.lengths[index], max(lengths))
-        elif settings.eotp is not None and plan.scope is plan.block and all(plan.to_the_end[row] for row in rows):
-            width = max(plan.lengths[row] - plan.starts[row] for row in rows)
-            span = Span.between(scope.columns[:, 0], canvas.lengths[index], width)
+        scope, span, tokens = plan.scope[index], self.predicted(plan, rows), canvas.tokens[index]
         views = [state.view(plan.columns, plan.window, index, counts, lengths) for state in self.states]
         asked, width = span, span.columns.shape[1]
         if self.needs.shadows:
@@ -171,8 +176,8 @@ class Run:
         """What the logits of a span propose, and where its rows stand."""
         schedule, canvas, rows = self.schedule, self.schedule.canvas, self.schedule.rows[index]
         key = Key(self.settings.noise_seed, rows.key)
-        propose = Proposer(self.settings, self.never_proposed, schedule.eos, key, span.columns)
-        proposal = propose(logits)
+        propose = Proposer(self.settings, self.never_proposed, schedule.eos, key)
+        proposal = propose(logits, span.columns)
         schedule.rows.broken[index] |= (proposal.confidence.isnan() & span.valid).any(1)
         return Prediction(
             **vars(proposal),
@@ -201,7 +206,7 @@ class Run:
             after = self.sampler(p)
         else:  # more is predicted than the sampler asked for
             place = scope.columns - p.span.columns[:, :1]
-            part = p.of_columns(place, scope, block=p.block.gather(1, place))
+            part = p.of_columns(place, scope)
             change = (self.sampler(part) - part.current).masked_fill_(~scope.valid, 0)
             after = p.current.scatter_add(1, place, change)
         if eotp is not None:

@@ -40,7 +40,7 @@ def load(
     family = family_of(config, folder)
     spec = family.spec(config)
     stored = survey(folder)
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder, family)
     if tokenizer is not None and family.turn_end in tokenizer.get_vocab():
         end = tokenizer.convert_tokens_to_ids(family.turn_end)
         spec = replace(spec, eos_ids=tuple(dict.fromkeys([*spec.eos_ids, end])))
@@ -136,14 +136,18 @@ def device_of(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path, family: Family) -> Any:
     """The checkpoint's tokenizer, or None if it has none."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return None
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    import transformers
 
     # The Auto class warns of a config.json whose family transformers does not know; tokenizer.json says all by itself.
-    reader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+    reader: Any = transformers.AutoTokenizer
+    if (folder / "tokenizer.json").is_file():
+        reader = transformers.PreTrainedTokenizerFast
+    elif family.tokenizer:
+        reader = getattr(transformers, family.tokenizer)
     try:
         return reader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower

@@ -13,16 +13,15 @@ from dllm.settings import Settings
 
 @dataclass(frozen=True)
 class Proposer:
-    """Proposes tokens for the logits of the columns of some rows."""
+    """Proposes tokens for the columns of some rows from the logits that predict them."""
 
     settings: Settings
     never: Int[Tensor, " N"]
     """Ids that are never proposed: the mask, and what the tokenizer has no name for."""
     eos: Int[Tensor, " E"]
     key: Key
-    columns: Int[Tensor, "B W"]
 
-    def __call__(self, logits: Float[Tensor, "B W V"]) -> Proposal:
+    def __call__(self, logits: Float[Tensor, "B W V"], columns: Int[Tensor, "B W"]) -> Proposal:
         settings = self.settings
         if settings.logits_eos_inf:
             logits = logits.index_fill(-1, self.eos[:1], -torch.inf)
@@ -32,7 +31,7 @@ class Proposer:
             drawn = choices.double() / (settings.temperature or 1.0)
             drawn = choices = most_probable(drawn, settings.top_p, settings.top_k)
         if settings.temperature > 0:
-            choices = choices + self.key.gumbel(self.columns, logits.shape[-1])
+            choices = choices + self.key.gumbel(columns, logits.shape[-1])
         tokens = choices.argmax(-1)
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         confidence = precise.softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)

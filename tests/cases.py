@@ -66,9 +66,9 @@ def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16, **changes
     zero, yes = torch.zeros(1, dtype=torch.long), torch.ones_like(columns, dtype=torch.bool)
     logits = torch.stack([spread(*row).roll(i) for i, row in enumerate(zip(confidence, entropy, strict=True))])[None]
     key = Key(0, zero)
-    propose = Proposer(Settings(), torch.tensor([MASK - 1]), torch.tensor([MASK - 2]), key, columns)
+    propose = Proposer(Settings(), torch.tensor([MASK - 1]), torch.tensor([MASK - 2]), key)
     made = Prediction(
-        **vars(propose(logits)),
+        **vars(propose(logits, columns)),
         span=Span(columns, yes),
         mask_id=MASK,
         current=current,

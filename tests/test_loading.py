@@ -152,6 +152,57 @@ def test_a_tokenizer_comes_along_and_its_end_of_turn_ends_answers(tmp_path):
     assert model.spec.eos_ids == (38, 37)
 
 
+def test_a_dream_checkpoint_without_tokenizer_json_is_read_as_qwen2s(tmp_path):
+    """Dream's hub files: vocab.json, merges.txt, and a tokenizer class that is code, which is not run."""
+    from tokenizers import pre_tokenizers
+
+    from dllm.models.tiny import tiny
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    (tmp_path / "vocab.json").write_text(json.dumps(letters | {"ab": 256}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    added = {"257": "<|endoftext|>", "258": "<|im_start|>", "259": "<|im_end|>", "260": "<|mask|>"}
+    tokens = {
+        i: {"content": t, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+        for i, t in added.items()
+    }
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    about = {
+        "added_tokens_decoder": tokens,
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "tokenizer_class": "DreamTokenizer",
+        "chat_template": template,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "mask_token": "<|mask|>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    (tmp_path / "tokenization_dream.py").write_text("raise SystemExit('run')")
+    sizes = {"vocab_size": 300, "mask_id": 260, "eos_ids": (257,), "logits_shift": 1, "qkv_bias": True}
+    model = tiny(rope_fp32=False, **sizes, dtype=torch.float32)
+    config = {
+        "architectures": ["DreamModel"],
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "vocab_size": 300,
+        "mask_token_id": 260,
+        "eos_token_id": 257,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stored = dllm.models.FAMILIES["DreamModel"].checkpoint(model, model.spec)
+    save_file({name: t.contiguous() for name, t in stored.items()}, tmp_path / "model.safetensors")
+    opened = load(tmp_path)
+    assert opened.tokenizer("ab a")["input_ids"] == [256, letters["Ġ"], letters["a"]]
+    assert opened.spec.eos_ids == (257, 259) and len(opened.tokenizer) == 261
+    made = dllm.generate(opened, "ab", gen_length=8, block_length=4, eos_early_stop=False)
+    assert max(made.completions[0]) < 261 and 260 not in made.completions[0]
+    assert made.tokens[0, :3].tolist() == [258, *opened.tokenizer("user")["input_ids"][:2]]
+
+
 def test_an_end_of_turn_that_the_tokenizer_lacks_or_the_config_has_is_not_added(tmp_path):
     save(tmp_path)
     save_tokenizer(tmp_path, turn_end="<stop>")

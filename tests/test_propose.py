@@ -8,10 +8,11 @@ from dllm.propose import Proposer, most_probable
 P = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
 
 
-def proposer(n=1, **settings):
-    columns = torch.arange(n)[None]
+def propose(logits, **settings):
+    """The proposal for one row of columns with these logits."""
     nothing = torch.tensor([], dtype=torch.long)
-    return Proposer(Settings(**settings), nothing, torch.tensor([4]), Key(3, torch.tensor([1])), columns)
+    made = Proposer(Settings(**settings), nothing, torch.tensor([4]), Key(3, torch.tensor([1])))
+    return made(logits[None], torch.arange(len(logits))[None])
 
 
 def kept(**cut):
@@ -39,23 +40,23 @@ def test_both_cut_in_any_order_of_tokens():
 def test_draws_follow_the_distribution_that_is_left(cut, want):
     want = P[:3] / P[:3].sum() if want is None else torch.as_tensor(want)
     n = 20000
-    tokens = proposer(n, temperature=1.0, **cut)(P.log().expand(1, n, -1)).tokens
+    tokens = propose(P.log().expand(n, -1), temperature=1.0, **cut).tokens
     share = torch.bincount(tokens[0], minlength=5) / n
     assert (share[: len(want)] - want).abs().max() < 0.015
 
 
 def test_a_temperature_below_1_sharpens():
     n = 20000
-    tokens = proposer(n, temperature=0.7)(P.log().expand(1, n, -1)).tokens
+    tokens = propose(P.log().expand(n, -1), temperature=0.7).tokens
     want = (P.log() / 0.7).softmax(-1)
     assert (torch.bincount(tokens[0], minlength=5) / n - want).abs().max() < 0.015
 
 
 def test_confidence_is_that_of_the_whole_distribution_and_drawn_is_what_is_left():
-    proposal = proposer(temperature=2.0, top_k=2)(P.log()[None, None])
+    proposal = propose(P.log()[None], temperature=2.0, top_k=2)
     assert proposal.confidence[0, 0] == pytest.approx(float(P[proposal.tokens[0, 0]]))
     torch.testing.assert_close(proposal.drawn[0, 0].softmax(-1)[:2], (P[:2].log() / 2).softmax(-1).double())
-    plain = proposer()(P.log()[None, None])
+    plain = propose(P.log()[None])
     assert plain.drawn is plain.logits
 
 

@@ -14,4 +14,5 @@ def spec(config: Config) -> ModelSpec:
     return checked(replace(qwen, attention="full", logits_shift=1, mask_id=ids(config, "mask_token_id")[0]))
 
 
-FAMILY = Family("DreamModel", spec, causal.NAMES, turn_end="<|im_end|>")
+# Dream's own tokenizer class, which would be code of the checkpoint, splits and merges as Qwen2's does.
+FAMILY = Family("DreamModel", spec, causal.NAMES, turn_end="<|im_end|>", tokenizer="Qwen2TokenizerFast")

@@ -25,6 +25,8 @@ class Family:
     """Our parameter to the tensors of the checkpoint that are stacked to make it; {i} stands for the layer."""
     turn_end: str | None = None
     """A token that ends an answer besides the config's end of text, where the tokenizer has it."""
+    tokenizer: str | None = None
+    """The class of transformers that reads the vocabulary files of checkpoints without a tokenizer.json."""
 
     def sources(self, parameter: str) -> tuple[str, ...]:
         """The checkpoint's names for one of our parameters, e.g. "layers.3.qkv.weight"."""

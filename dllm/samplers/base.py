@@ -90,8 +90,8 @@ class Prediction(Proposal):
     key: Key
     """Noise for samplers that draw."""
     recall: Recall
-    propose: Callable[[Tensor], Proposal]
-    """Proposals from other logits, with the same noise."""
+    propose: Callable[..., Proposal]
+    """Proposals from other logits of columns, with their noise."""
     shadow: Float[Tensor, "B W"] | None = None
     """Each current token's probability with its own column hidden, for samplers that need shadows."""
 
@@ -137,22 +137,22 @@ class Prediction(Proposal):
 
     def proposing(self, logits: Float[Tensor, "B W V"]) -> "Prediction":
         """The same prediction with these logits instead of the model's."""
-        proposal = self.propose(logits)
+        proposal = self.propose(logits, columns=self.span.columns)
         return replace(self, **{f.name: getattr(proposal, f.name) for f in fields(Proposal)})
 
-    def of_columns(self, place: Int[Tensor, "B W2"], span: Span, block: Bool[Tensor, "B W2"]) -> "Prediction":
-        """The part that stands at these places of the span: `span`, of which `block` is the present block."""
+    def of_columns(self, place: Int[Tensor, "B W2"], span: Span) -> "Prediction":
+        """The part that stands at these places: the prediction of another span."""
         wide = place[..., None].expand(-1, -1, self.logits.shape[-1])
         return replace(
             self,
             span=span,
-            block=block,
             logits=self.logits.gather(1, wide),
             drawn=self.drawn.gather(1, wide),
             tokens=self.tokens.gather(1, place),
             confidence=self.confidence.gather(1, place),
             current=self.current.gather(1, place),
             open=self.open.gather(1, place),
+            block=self.block.gather(1, place),
             shadow=None if self.shadow is None else self.shadow.gather(1, place),
         )
 

@@ -47,6 +47,30 @@ LLADA_8B = {
     "eos_token_id": 126081,
     "pad_token_id": 126081,
 }
+DREAM_7B = {
+    "architectures": ["DreamModel"],
+    "model_type": "Dream",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "tie_word_embeddings": False,
+    "vocab_size": 152064,
+    "mask_token_id": 151666,
+    "pad_token_id": 151643,
+    "eos_token_id": 151643,
+    "bos_token_id": 151643,
+    "use_cache": False,
+}
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 32,
@@ -75,6 +99,54 @@ def test_llada_8b_has_the_published_tensors_and_size():
     assert tensors["model.transformer.blocks.0.k_proj.weight"].shape == (4096, 4096)
     assert (model.spec.attention, model.spec.logits_shift, model.spec.rope_theta) == ("full", 0, 500000.0)
     assert (model.spec.mask_id, model.spec.eos_ids, model.spec.max_length) == (126336, (126081,), 4096)
+
+
+def test_dream_7b_has_the_published_tensors_and_is_qwen2_with_a_shift():
+    family = FAMILIES["DreamModel"]
+    with torch.device("meta"):
+        model = Transformer(spec(DREAM_7B))
+    tensors = family.checkpoint(model, model.spec)
+    assert len(tensors) == 339 == 28 * 12 + 3
+    assert tensors["lm_head.weight"].shape == tensors["model.embed_tokens.weight"].shape == (152064, 3584)
+    assert tensors["model.layers.27.self_attn.k_proj.weight"].shape == (512, 3584)
+    assert tensors["model.layers.0.self_attn.v_proj.bias"].shape == (512,)
+    assert not any(name.endswith("o_proj.bias") for name in tensors)
+    found = model.spec
+    assert (found.attention, found.logits_shift, found.rope_fp32, found.qkv_bias) == ("full", 1, False, True)
+    assert (found.mask_id, found.eos_ids, found.max_length) == (151666, (151643,), 131072)
+
+
+@pytest.mark.parametrize("key", ["mask_token_id", "eos_token_id", "hidden_size"])
+def test_a_key_that_dream_needs_is_named(key):
+    with pytest.raises(dllm.DllmError, match=f"config.json has no '{key}'"):
+        spec({k: v for k, v in DREAM_7B.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_sliding_window", True), ("hidden_act", "gelu"), ("rope_scaling", {"type": "yarn"})]
+)
+def test_a_dream_with_another_network_is_refused_by_the_key(key, value):
+    with pytest.raises(dllm.DllmError, match=r"config.json has .*; only .* is supported"):
+        spec(DREAM_7B | {key: value})
+
+
+def test_dream_is_qwen2_that_sees_all_and_predicts_one_column_on():
+    """Against transformers' Qwen2 with a mask that hides nothing, its logits moved by one column."""
+    sizes = {k: v for k, v in LLAMA.items() if k != "architectures"} | {"num_key_value_heads": 2}
+    theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.15)
+    family = FAMILIES["DreamModel"]
+    ours = Transformer(family.spec({**theirs.config.to_dict(), "mask_token_id": 39})).requires_grad_(False)
+    weights = theirs.state_dict()
+    for name, value in ours.named_parameters():
+        for source, part in family.parts(ours.spec, name, value).items():
+            part.copy_(weights[source])
+    tokens, columns = torch.randint(0, 38, (2, 9)), torch.arange(9).expand(2, -1)
+    with torch.no_grad():
+        raw = theirs(tokens, attention_mask=torch.zeros(2, 1, 9, 9)).logits
+    got = ours(tokens, full_view(ours.spec, [9, 9]), Span(columns, torch.ones(2, 9, dtype=torch.bool)))
+    torch.testing.assert_close(got, torch.cat([raw[:, :1], raw[:, :-1]], 1))
 
 
 def test_llada_keys_with_a_default_may_be_missing():
