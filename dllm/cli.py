@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def generate(options: Namespace) -> int:
     if options.json:
         used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": not options.no_chat}
         used["sampler"] = parts(run.sampler, dllm.samplers.SAMPLERS)
+        used["constraints"] = options.constraints
         used["cache"] = parts(cache, dllm.cache.CACHES)
         print(json.dumps(record(done) | {"settings": used}))
     else:
@@ -156,8 +157,10 @@ def load(options: Namespace) -> Any:
 
 
 def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
-    """A sampler or cache as its name and options."""
-    return {"name": next(name for name, made in registry.items() if type(method) is made), **asdict(method)}
+    """A sampler or cache as its name and options; a sampler that it applies likewise."""
+    options = {field.name: getattr(method, field.name) for field in fields(method)}
+    inner = {name: parts(value, registry) for name, value in options.items() if type(value) in registry.values()}
+    return {"name": next(name for name, made in registry.items() if type(method) is made), **options, **inner}
 
 
 def prompts_of(options: Namespace) -> list[Prompt]:

@@ -62,9 +62,10 @@ class LiveView:
         for row, column, token in zip(rows.tolist(), columns, tokens, strict=True):
             request = step.requests[row]
             place = column - self.starts[request]
-            self.answers[request][place] = token
+            was, self.answers[request][place] = self.answers[request][place], token
             self.fresh.add((request, place))
-            self.revealed += token not in self.end_ids
+            # A token may be masked again. What fills the canvas after the end of text is no token of the answer.
+            self.revealed += (token not in (self.mask_id, *self.end_ids)) - (was not in (self.mask_id, *self.end_ids))
         if self.pace or began - self.drawn >= REDRAW:
             self.live.refresh()
             self.drawn = time.perf_counter()

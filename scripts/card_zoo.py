@@ -8,6 +8,14 @@ import dllm
 from dllm.evaluate.score import wilson
 from dllm.zoo import tasks
 
+LLADA = (
+    "LLaDA's objective (arXiv:2502.09992): a share of the answer masked, the loss on the masked tokens over that share"
+)
+DREAM = (
+    "Dream's objective (arXiv:2508.15487): every column predicts the token of the next; a share of the answer masked,\n"
+    "the loss of a masked token weighted by the known ones around it (geometric with p = {})"
+)
+
 
 def card(folder: Path, n: int) -> None:
     """Measure the exported model on held-out problems and write its model card."""
@@ -29,6 +37,9 @@ def card(folder: Path, n: int) -> None:
             rows.append(f"| {task} | {kind} | {len(chosen)} | {share} | {100 * low:.1f} to {100 * high:.1f} % |")
             print(rows[-1], flush=True)
     table, size = "\n".join(rows), model.spec.n_parameters / 1e6
+    start = facts.get("start")
+    begun = f"trained from the weights of {start}" if start else "trained from scratch"
+    objective = LLADA if not facts.get("cart") else DREAM.format(facts["cart"])
     note = facts["note"] + "\n" if "note" in facts else ""
     tokens, minutes = facts["tokens"] / 1e6, facts["seconds"] / 60
     (folder / "README.md").write_text(f"""---
@@ -37,7 +48,7 @@ library_name: dllm-decode
 ---
 # {folder.name}
 
-A masked diffusion language model of {size:.2f} M parameters in the format of {facts["family"]}, trained from scratch on
+A masked diffusion language model of {size:.2f} M parameters in the format of {facts["family"]}, {begun} on
 procedurally generated word problems (`math`), word lists (`lists`), small functions (`code`) and sums. It is
 made to show and test decoding on a CPU: its answers have several right phrasings, so that revealing too much at once
 makes real mistakes. It knows nothing else.
@@ -54,8 +65,8 @@ replace_random), `code` a body whose syntax tree is one of the task's accepted o
 
 ## Training
 
-LLaDA's objective (arXiv:2502.09992): a share of the answer masked, the loss on the masked tokens over that share; in
-{facts["block_share"]:.0%} of the rows the mask is that of block-wise decoding. {facts["steps"]:,} steps,
+{objective};
+in {facts["block_share"]:.0%} of the rows the mask is that of block-wise decoding. {facts["steps"]:,} steps,
 {tokens:.1f} M tokens, {minutes:.0f} minutes on {facts["device"]}, seed {facts["seed"]}.
 {note}The weights are stored in bfloat16. Repeat with
 

@@ -90,6 +90,9 @@ def test_json_tells_every_setting(ask, folder):
     told = ask(QUESTION, "--factor", "0.7", "--stop", "a", "--stop", "b")["settings"]
     assert set(NAMES) <= set(told) and told["stop"] == ["a", "b"] and told["gen_length"] == 8
     assert told["sampler"] == {"name": "factor", "factor": 0.7} and told["cache"] == {"name": "dual", "refresh": None}
+    nested = ask(QUESTION, "--sampler", "prophet:base=sliding:base=static", "--constraints", "2:a|3:b")["settings"]
+    assert nested["sampler"]["base"] == {"name": "sliding", "base": {"name": "static"}, "window": 16}
+    assert nested["constraints"] == "2:a|3:b"
     assert told["model"] == folder and (told["device"], told["dtype"]) == ("cpu", "float32")
     assert told["versions"]["torch"] == torch.__version__ and told["threads"] == 1
 
@@ -409,3 +412,17 @@ def some(terminal):
         return os.read(terminal, 65536)
     except OSError:
         return b""
+
+
+def test_constraints_stand_in_the_answer(ask, folder):
+    import dllm
+
+    tokenizer = dllm.load(folder, device="cpu").tokenizer
+    [given] = [tokenizer(" 5", add_special_tokens=False)["input_ids"]]
+    told = ask(QUESTION, "--constraints", "3:5")
+    assert told["tokens"][0][3 : 3 + len(given)] == given
+
+
+@pytest.mark.parametrize("text", ["5", "x:y", "3:", ":a", "3:a|3:b", "-1:a"])
+def test_constraints_that_cannot_be_read_are_named(capsys, text):
+    assert "is not COLUMN:TEXT" in refused(capsys, "generate", "x", "--constraints=" + text)

@@ -15,8 +15,10 @@ FILES = {"LICENSE", "README.md", "config.json", "model.safetensors", "recipe.jso
 bundled = pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
 
 
-def test_there_is_one():
-    assert [folder.name for folder in MODELS] == ["tiny-llada"]
+def test_there_is_one_of_each_family():
+    assert [folder.name for folder in MODELS] == ["tiny-dream", "tiny-llada"]
+    files = [file for folder in MODELS for file in folder.iterdir()]
+    assert sum(file.stat().st_size for file in files) < 40e6
 
 
 @bundled
