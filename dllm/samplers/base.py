@@ -49,12 +49,12 @@ class Recall:
     fresh: Bool[Tensor, " B"]
     """Rows on their first step of a block, which remember nothing."""
 
-    def get(self, name: str, default: Tensor) -> Tensor:
-        """What was kept under this name for each row, (B, ...); the default, of the same shape, where nothing was."""
+    def get(self, name: str, like: Tensor, default: int | float) -> Tensor:
+        """What was kept under this name for each row, shaped as `like`; the default where nothing was."""
         kept = self.memory.kept.get(name)
         if kept is None:
-            return default
-        return torch.where(self.fresh.view(-1, *[1] * (default.ndim - 1)), default, kept[self.rows])
+            return torch.full_like(like, default)
+        return kept[self.rows].masked_fill_(self.fresh.view(-1, *[1] * (kept.ndim - 1)), default)
 
     def set(self, name: str, value: Tensor) -> None:
         """Keep a value of shape (B, ...) for the rows' next steps."""
@@ -121,6 +121,10 @@ class Prediction(Proposal):
     def wide_logits(self) -> Float[Tensor, "B W V"]:
         """The logits in float32, or wider where they are."""
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+
+    def sure(self, threshold: int | float) -> Bool[Tensor, "B W"]:
+        """Where the confidence is at least the threshold. Nowhere at 1: what is nearly certain rounds to 1 in float32."""
+        return (self.confidence >= threshold) & (threshold < 1)
 
     def top(self, k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"] | None = None) -> Bool[Tensor, "B W"]:
         """The k masked positions of each row with the highest score (default: confidence); ties to the lower column."""

@@ -33,10 +33,8 @@ class Credit(Sampler):
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         best, token = p.wide_logits.softmax(-1).max(-1, keepdim=True)
-        credit = p.recall.get("credit", torch.zeros_like(p.wide_logits)) * self.decay
+        credit = p.recall.get("credit", p.wide_logits, 0) * self.decay
         credit.scatter_add_(-1, token, best**self.power * p.masked[..., None])
         p.recall.set("credit", credit)
         believed = p.proposing(p.wide_logits + self.weight * credit.log1p())
-        if self.threshold == 1:  # what is nearly certain rounds to 1 in float32, and would pass the comparison
-            return believed.reveal(believed.top(1))
-        return believed.reveal((believed.confidence >= self.threshold) | believed.top(1))
+        return believed.reveal(believed.sure(self.threshold) | believed.top(1))

@@ -34,10 +34,10 @@ class Klass(Sampler):
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         log_p = p.wide_logits.log_softmax(-1)
-        before = p.recall.get("log_p", torch.full_like(log_p, torch.inf))  # then KL is -inf: no step to compare with
+        before = p.recall.get("log_p", log_p, torch.inf)  # then KL is -inf: no step to compare with
         moved = (log_p.exp() * (log_p - before)).nan_to_num(nan=0.0).sum(-1)
         stable = (moved < self.kl_threshold) & (p.block_step > 0)[:, None]
-        streak = torch.where(stable, p.recall.get("streak", torch.zeros_like(p.current)) + 1, 0)
+        streak = torch.where(stable, p.recall.get("streak", p.current, 0) + 1, 0)
         p.recall.set("log_p", log_p)
         p.recall.set("streak", streak)
         ready = p.masked & (streak >= self.history) & (p.confidence > self.conf_threshold)

@@ -30,13 +30,11 @@ class LocalLeap(Sampler):
             raise DllmError(f"radius={self.radius!r} is no number of columns; give 0 (no relaxation) or more.")
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        if self.threshold == 1:  # what is nearly certain rounds to 1 in float32, and would pass the comparison
-            return p.reveal(p.top(1))
-        anchors = p.masked & (p.confidence >= self.threshold)
+        anchors = p.masked & p.sure(self.threshold)
         first, last = p.span.columns[:, :1], p.span.columns[:, -1:]
         # Columns of a span may have gaps: count the anchors in a window of columns by differences of a running sum.
         before = torch.searchsorted(p.span.columns, (p.span.columns - self.radius).maximum(first))
         after = torch.searchsorted(p.span.columns, (p.span.columns + self.radius).minimum(last), right=True)
         running = torch.nn.functional.pad(anchors.cumsum(1), (1, 0))
         near = running.gather(1, after) > running.gather(1, before)
-        return p.reveal(anchors | (near & (p.confidence >= self.relaxed_threshold)) | p.top(1))
+        return p.reveal(anchors | (near & p.sure(self.relaxed_threshold)) | p.top(1))

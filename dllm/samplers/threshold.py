@@ -20,9 +20,7 @@ class Threshold(Sampler):
         check_probability("threshold", self.threshold, "reveal all", "one token a step")
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        if self.threshold == 1:  # what is nearly certain rounds to 1 in float32, and would pass the comparison
-            return p.reveal(p.top(1))
-        return p.reveal((p.confidence >= self.threshold) | p.top(1))
+        return p.reveal(p.sure(self.threshold) | p.top(1))
 
 
 @dataclass(frozen=True)

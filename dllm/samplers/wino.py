@@ -36,7 +36,7 @@ class Wino(Sampler):
         revealed = p.masked & ((sure & p.top(most)) | p.top(1))
         decided = p.open & p.block & p.span.valid & ~p.masked
         count = revealed.sum(1)
-        last = p.recall.get("count", torch.full_like(count, 30))
+        last = p.recall.get("count", count, 30)
         doubted = p.shadow.masked_fill(~(decided & (p.shadow < self.threshold_back)), torch.inf)
         rank = doubted.argsort(dim=1, stable=True).argsort(1)
         back = doubted.isfinite() & (rank < (last - 1)[:, None]) & (count > 1)[:, None]
