@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -31,10 +31,5 @@ class LocalLeap(Sampler):
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         anchors = p.masked & p.sure(self.threshold)
-        first, last = p.span.columns[:, :1], p.span.columns[:, -1:]
-        # Columns of a span may have gaps: count the anchors in a window of columns by differences of a running sum.
-        before = torch.searchsorted(p.span.columns, (p.span.columns - self.radius).maximum(first))
-        after = torch.searchsorted(p.span.columns, (p.span.columns + self.radius).minimum(last), right=True)
-        running = torch.nn.functional.pad(anchors.cumsum(1), (1, 0))
-        near = running.gather(1, after) > running.gather(1, before)
+        near = F.max_pool1d(anchors.float(), 2 * self.radius + 1, stride=1, padding=self.radius) > 0
         return p.reveal(anchors | (near & p.sure(self.relaxed_threshold)) | p.top(1))
