@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class Plan:
 
     block: Span
     scope: Span
-    """What the sampler wants predicted."""
+    """What is predicted for the sampler."""
     window: Span
     columns: Bool[Tensor, "R L"]
     counts: list[int]
@@ -84,19 +85,20 @@ class Run:
             if plan is None:
                 continue
             for rows in together(plan.counts):
-                p = self.predict(plan, rows)
-                yield self.commit(p, self.choose(p, plan, rows), plan, rows)
+                p, place = self.predict(plan, rows)
+                yield self.commit(p, self.choose(p, place, plan, rows), plan, rows)
 
     def survey(self, at: Position) -> Plan | None:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
         schedule, canvas = self.schedule, self.schedule.canvas
-        scope = self.sampler.scope(canvas, at.block)
+        wanted = self.sampler.scope(canvas, at.block)
+        scope = self.states[0].needed(wanted)
         window = self.spec.window(scope)
         columns = self.states[0].plan(window)
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
-        if self.settings.eotp is not None:
-            to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None])).all(1)
+        if self.settings.eotp is not None and wanted is at.block:
+            to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
         lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
         done, undecided, counts, broken, entered, starts, masked, lengths, ends = torch.stack(
             [*lists, canvas.lengths, to_the_end]
@@ -125,30 +127,43 @@ class Run:
             self.memory.keep_only(keep)
         return None
 
-    def predicted(self, plan: Plan, rows: list[int]) -> Span:
-        """The columns to predict: what the sampler asks for, more where hooks or an end of text need more."""
+    def predicted(self, plan: Plan, rows: list[int]) -> tuple[Span, Int[Tensor, "B W"] | None]:
+        """The columns to predict, and where the scope's stand among them if these are more.
+
+        With hooks they are whole rows. A row that computes all to its end anyway is predicted to its end, if an end of
+        text may cut it short.
+        """
         index = torch.tensor(rows, device=self.model.device)
-        stop, lengths = self.schedule.canvas.lengths[index], [plan.lengths[row] for row in rows]
+        scope, stop = plan.scope[index], self.schedule.canvas.lengths[index]
         if self.hooks:
-            return Span.between(torch.zeros_like(index), stop, max(lengths))
-        if plan.scope is plan.block and all(plan.to_the_end[row] for row in rows):
-            starts = [plan.starts[row] for row in rows]
-            width = max(length - start for length, start in zip(lengths, starts, strict=True))
-            return Span.between(torch.tensor(starts, device=index.device), stop, width)
-        return plan.scope[index]
+            return Span.between(torch.zeros_like(index), stop, max(plan.lengths[row] for row in rows)), scope.columns
+        if not any(plan.to_the_end[row] for row in rows):
+            return scope, None
+        n = scope.columns.shape[1]
+        width = max(n, *(plan.lengths[row] - plan.starts[row] for row in rows if plan.to_the_end[row]))
+        far = torch.tensor([[bool(plan.to_the_end[row])] for row in rows], device=index.device)
+        place = torch.arange(width, device=index.device)
+        near = Span(scope.columns[:, place.clamp(max=n - 1)], F.pad(scope.valid, (0, width - n)))
+        whole = Span.between(torch.tensor([plan.starts[row] for row in rows], device=index.device), stop, width)
+        span = Span(torch.where(far, whole.columns, near.columns), torch.where(far, whole.valid, near.valid))
+        return span, torch.where(far, scope.columns - whole.columns[:, :1], place[:n])
 
     @torch.no_grad()
-    def predict(self, plan: Plan, rows: list[int]) -> Prediction:
-        """Run the model on some of the rows in flight and read what it proposes. Counts the forward."""
+    def predict(self, plan: Plan, rows: list[int]) -> tuple[Prediction, Int[Tensor, "B W"] | None]:
+        """Run the model on some of the rows in flight and read what it proposes. Counts the forward.
+
+        The second result tells where the scope stands in the prediction, if that is wider.
+        """
         schedule, canvas, settings = self.schedule, self.schedule.canvas, self.settings
         index = torch.tensor(rows, device=self.model.device)
         counts, lengths = [plan.counts[row] for row in rows], [plan.lengths[row] for row in rows]
-        scope, span, tokens = plan.scope[index], self.predicted(plan, rows), canvas.tokens[index]
+        scope, tokens = plan.scope[index], canvas.tokens[index]
+        span, place = self.predicted(plan, rows)
         views = [state.view(plan.columns, plan.window, index, counts, lengths) for state in self.states]
         asked, width = span, span.columns.shape[1]
         if self.needs.shadows:
             views = [ShadowView(view, self.spec, scope, lengths, tokens.shape[1]) for view in views]
-            tokens = torch.nn.functional.pad(tokens, (0, scope.columns.shape[1]), value=canvas.mask_id)
+            tokens = F.pad(tokens, (0, scope.columns.shape[1]), value=canvas.mask_id)
             asked = Span(*(torch.cat([getattr(part, n) for part in (span, scope)], 1) for n in ("columns", "valid")))
         began = time.perf_counter()
         logits = self.model(tokens, views[0], asked)
@@ -168,9 +183,11 @@ class Run:
         if self.needs.shadows:
             current = canvas.tokens[index].gather(1, scope.columns)
             shadow = logits[:, width:].to(p.confidence.dtype).softmax(-1).gather(-1, current[..., None])
-            place, blank = scope.columns - span.columns[:, :1], torch.zeros_like(p.confidence)
-            p = replace(p, shadow=blank.scatter_add(1, place, shadow.squeeze(-1).masked_fill(~scope.valid, 0.0)))
-        return p
+            shadow = shadow.squeeze(-1)
+            if place is not None:
+                shadow = torch.zeros_like(p.confidence).scatter_add(1, place, shadow.masked_fill(~scope.valid, 0.0))
+            p = replace(p, shadow=shadow)
+        return p, place
 
     def read(self, logits: Float[Tensor, "B W V"], span: Span, block: Span, index: Int[Tensor, " B"]) -> Prediction:
         """What the logits of a span propose, and where its rows stand."""
@@ -197,15 +214,16 @@ class Run:
             propose=propose,
         )
 
-    def choose(self, p: Prediction, plan: Plan, rows: list[int]) -> Int[Tensor, "B W"]:
+    def choose(
+        self, p: Prediction, place: Int[Tensor, "B W"] | None, plan: Plan, rows: list[int]
+    ) -> Int[Tensor, "B W2"]:
         """Ask the sampler for the next tokens of what is predicted, and end rows at a predicted end of text."""
         canvas, eotp = self.schedule.canvas, self.settings.eotp
         index = torch.tensor(rows, device=self.model.device)
         scope = plan.scope[index]
-        if p.span.columns.shape == scope.columns.shape and not self.hooks:
+        if place is None:
             after = self.sampler(p)
         else:  # more is predicted than the sampler asked for
-            place = scope.columns - p.span.columns[:, :1]
             part = p.of_columns(place, scope)
             change = (self.sampler(part) - part.current).masked_fill_(~scope.valid, 0)
             after = p.current.scatter_add(1, place, change)

@@ -31,6 +31,7 @@ OPTIONS = {
     "entropy": "entropy:alg_temp=0.3",
     "prefix": "prefix:refresh=3",
     "dual": "dual:refresh=3",
+    "dkv-decode": "dkv-decode:refresh=3",
 }
 """Options with which the tiny model's confidences tell the rules apart; other names run with their defaults."""
 

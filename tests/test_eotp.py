@@ -18,7 +18,7 @@ def ending(tiny, **spec):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-@every_cache
+@pytest.mark.parametrize("cache", ["none", "prefix:refresh=3", "dual:refresh=3"])
 @pytest.mark.parametrize("sampler", ["static", "threshold:threshold=0.6", "dparallel:threshold=1.5", "random"])
 def test_what_stands_before_the_end_is_unchanged_where_nobody_looks_behind_it(tiny, sampler, cache, shift):
     """In blocks of one column no column sees those after it."""

@@ -78,4 +78,4 @@ def test_tokens_and_forwards_are_those_of_the_reference(oracle, settings, cases)
 
 
 def test_there_are_cases_to_compare_with():
-    assert sum(len(json.loads(path.read_text())) for path in GOLDEN.glob("golden-*.json")) == 216
+    assert sum(len(json.loads(path.read_text())) for path in GOLDEN.glob("golden-*.json")) == 264

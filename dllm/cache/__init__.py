@@ -4,10 +4,16 @@ from typing import Any
 
 from dllm import options
 from dllm.cache.base import Cache, CacheState, View, full_view
+from dllm.cache.delayed import DelayedCache
 from dllm.cache.policies import DualCache, NoCache, PrefixCache
 
-CACHES: dict[str, type[Cache]] = {"none": NoCache, "prefix": PrefixCache, "dual": DualCache}
-ALIASES: dict[str, str] = {}
+CACHES: dict[str, type[Cache]] = {
+    "none": NoCache,
+    "prefix": PrefixCache,
+    "dual": DualCache,
+    "dkv-decode": DelayedCache,
+}
+ALIASES: dict[str, str] = {"dkv": "dkv-decode"}
 
 
 def make(name: str, **settings: Any) -> Cache:
@@ -15,4 +21,4 @@ def make(name: str, **settings: Any) -> Cache:
     return options.make("cache", CACHES, ALIASES, name, **settings)
 
 
-__all__ = ["CACHES", "Cache", "CacheState", "DualCache", "NoCache", "PrefixCache", "View", "full_view", "make"]
+__all__ = ["CACHES", "Cache", "CacheState", "DelayedCache", "DualCache", "NoCache", "PrefixCache", "View", "full_view", "make"]

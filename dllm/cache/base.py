@@ -184,6 +184,10 @@ class CacheState:
         moved = self.anchor != window.columns[:, 0]
         return (moved if refresh is None else moved | (self.age >= refresh))[:, None]
 
+    def needed(self, scope: Span) -> Span:
+        """The columns of a scope that must be predicted; a cache may leave out what is decided and stays as it is."""
+        return scope
+
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:
         """The columns that the next forward of each row computes: the window and what the policy calls stale."""
         exists = self.canvas.exists

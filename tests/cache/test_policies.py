@@ -60,7 +60,8 @@ def test_a_cache_computes_all_at_a_new_block_and_then_what_it_does_not_keep(tiny
 def test_all_is_refreshed_every_so_many_forwards(model, cache, every):
     canvas, state, window = setting(model, make(cache, refresh=every))
     whole = [columns(forward(model, canvas, state, window)[0]) == ALL for _ in range(7)]
-    assert whole == [step % every == 0 for step in range(7)]
+    second = cache == "dkv-decode"  # computes all in the second step too
+    assert whole == [step % every == 0 or (second and step == 1) for step in range(7)]
 
 
 @pytest.mark.parametrize("cache", cases.CACHE_NAMES)

@@ -1,0 +1,63 @@
+"""dKV-Cache: what a step computes, by hand."""
+
+import cases
+import pytest
+import torch
+
+from dllm import DllmError, generate
+from dllm.cache import DelayedCache, make
+from dllm.canvas import Span
+
+MASK = 39
+
+
+def computed(state, canvas, scope, shift, reveal):
+    """The columns of one step, after which `reveal` is decided."""
+    span = state.needed(scope)
+    window = Span((span.columns - shift).clamp(min=0), span.valid) if shift else span
+    plan = state.plan(window)
+    state.view(plan, window, torch.tensor([0]), plan.sum(1).tolist(), canvas.lengths.tolist())
+    canvas.tokens[0, reveal] = 7
+    return plan[0].nonzero().flatten().tolist(), span.columns[0][span.valid[0]].tolist()
+
+
+def test_a_token_is_computed_once_more_after_it_was_decided_and_then_kept(model):
+    """A prompt of 2 and an answer of 6 in one block, refreshed at every third step."""
+    canvas = cases.canvas(torch.tensor([[1, 2, *[MASK] * 6]]), [2], [8], MASK)
+    state = DelayedCache(refresh=3).start(model.spec, canvas, torch.float64)
+    scope = Span.between(torch.tensor([2]), torch.tensor([8]), 6)
+    steps = [computed(state, canvas, scope, 0, column) for column in (4, 2, 7, 3, 5, 6)]
+    assert [rows for rows, _ in steps] == [
+        [0, 1, 2, 3, 4, 5, 6, 7],  # the first step of a block
+        [0, 1, 2, 3, 4, 5, 6, 7],  # the second: 4 is computed with its token
+        [2, 3, 5, 6, 7],  # 2 was decided in the step before; 4 is kept
+        [0, 1, 2, 3, 4, 5, 6, 7],  # step 3: all
+        [3, 5, 6],
+        [5, 6],
+    ]
+    assert [span for _, span in steps[2:]] == [[2, 3, 5, 6, 7], [2, 3, 4, 5, 6, 7], [3, 5, 6], [5, 6]]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
+def test_it_never_computes_more_than_no_cache_and_all_if_refreshed_always(tiny, sampler, shift):
+    ask = {"gen_length": 16, "block_length": 8, "seed": 0, "eos_early_stop": False}
+    model = tiny(logits_shift=shift)
+    plain, kept, always = (
+        generate(model, cases.PROMPTS, sampler, c, **ask) for c in ("none", "dkv", "dkv:refresh=1")
+    )
+    assert always.completions == plain.completions and torch.equal(always.rows, plain.rows)
+    width = torch.tensor([len(p) + 16 for p in cases.PROMPTS]) + (16 if "wino" in sampler else 0)
+    assert (kept.rows <= kept.nfe * width).all()
+
+
+def test_a_prompt_is_not_computed_again_in_a_block(model):
+    prompt = [5] * 60
+    made = generate(model, prompt, "static", "dkv:refresh=100", gen_length=16, block_length=16, eos_early_stop=False)
+    assert made.rows[0] == 2 * 76 + sum(min(16, 16 - step + 1) for step in range(2, 16))
+
+
+@pytest.mark.parametrize("refresh", [0, -1])
+def test_a_refresh_that_cannot_be_is_named(refresh):
+    with pytest.raises(DllmError, match=f"refresh={refresh} is not a number of steps; give 1"):
+        make("dkv-decode", refresh=refresh)
