@@ -22,38 +22,40 @@ HOOK_NAMES = {
 """The hooks, by the names that we and Dream's projects give them."""
 
 
-def canonical(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings under our names. Raises DllmError for a name that is unknown, or given twice under two names."""
+def canonical(settings: dict[str, Any], *more: str) -> dict[str, Any]:
+    """Settings under our names. Raises DllmError for a name that is unknown, or given twice under two names.
+
+    more: names that the caller takes besides those that all callers do.
+    """
     renamed: dict[str, Any] = {}
     for name, value in settings.items():
         known = ALIASES.get(name, name)
         if known not in NAMES:
-            more = ["sampler", "cache", "remasking", "chat", "constraints", "request_ids", "observers"]
+            others = ["sampler", "cache", "remasking", "request_ids", "observers", *more]
             hooks = [hook for names in HOOK_NAMES.values() for hook in names]
-            raise unknown("argument", name, [*NAMES, *ALIASES, *SAMPLER_ALIASES, *hooks, *more])
+            raise unknown("argument", name, [*NAMES, *ALIASES, *SAMPLER_ALIASES, *hooks, *others])
         if known in renamed:
             raise DllmError(f"{known} is given twice, as {renamed[known]!r} and as {name}={value!r}; give it once.")
         renamed[known] = value
     return renamed
 
 
-def choose(
-    sampler: str | Sampler | None, cache: str | Cache | None, remasking: str, settings: dict[str, Any]
-) -> tuple[Sampler, Cache | None, Hooks | None]:
-    """Sampler, cache and Dream's two hooks, from all the arguments that choose them, which leave `settings`.
+def choose_sampler(sampler: str | Sampler | None, remasking: str, settings: dict[str, Any]) -> Sampler:
+    """The sampler, also from the arguments by which other projects choose it, which leave `settings`.
 
-    alg= names the sampler; an option of a sampler may stand alone (threshold=0.8, factor=1.0); remasking="random" is
-    the order of the static schedule; use_cache= and dual_cache= are Fast-dLLM's two caches. None: the model's default.
+    alg= names it; options of a sampler may stand alone (threshold=0.8, factor=1.0), and choose the first sampler that
+    has them all; remasking="random" is the order of the static schedule. None: threshold.
     """
     for alias in [alias for alias in SAMPLER_ALIASES if alias in settings]:
         if sampler is not None:
             raise DllmError(f"sampler={sampler!r} and {alias}={settings[alias]!r} say the same; give one of them.")
         sampler = settings.pop(alias)
-    owners = dllm.samplers.owners()
-    options = {name: settings.pop(name) for name in owners if name in settings}
+    options = {name: settings.pop(name) for name in dllm.samplers.owners() if name in settings}
     options = {name: value for name, value in options.items() if value is not None}
+    if remasking not in ("low_confidence", "random"):
+        raise unknown("remasking", remasking, ["low_confidence", "random"])
     if sampler is None:
-        sampler = "static" if remasking == "random" else next(map(owners.__getitem__, options), "threshold")
+        sampler = "static" if remasking == "random" else dllm.samplers.owner(options)
     if isinstance(sampler, str):
         sampler = dllm.samplers.make(sampler, **options)
     elif options:
@@ -61,12 +63,13 @@ def choose(
     if not isinstance(sampler, Sampler):
         names = ", ".join(dllm.samplers.SAMPLERS)
         raise DllmError(f"sampler={sampler!r} is neither a name nor a Sampler; there are: {names}.")
-    if remasking not in ("low_confidence", "random"):
-        raise unknown("remasking", remasking, ["low_confidence", "random"])
-    if remasking == "random":
-        if not isinstance(sampler, dllm.samplers.Static):
-            raise DllmError(f"remasking='random' is an order for the static schedule; {sampler} has its own rule.")
-        sampler = dllm.samplers.Random()
+    if remasking == "random" and not isinstance(sampler, dllm.samplers.Static):
+        raise DllmError(f"remasking='random' is an order for the static schedule; {sampler} has its own rule.")
+    return dllm.samplers.Random() if remasking == "random" else sampler
+
+
+def choose_cache(cache: str | Cache | None, settings: dict[str, Any]) -> Cache | None:
+    """The cache, also from Fast-dLLM's use_cache= and dual_cache=, which leave `settings`. None: the model's own."""
     flags = {name: settings.pop(name) for name in ("use_cache", "dual_cache") if name in settings}
     if flags and cache is not None:
         raise DllmError(f"cache={cache!r} and {', '.join(flags)} say the same; give one of them.")
@@ -76,12 +79,21 @@ def choose(
     if not isinstance(stored, Cache | None):
         names = ", ".join(dllm.cache.CACHES)
         raise DllmError(f"cache={cache!r} is neither a name nor a Cache; there are: {names}.")
-    named = {ours: [settings.pop(n) for n in names if n in settings] for ours, names in HOOK_NAMES.items()}
-    given = {ours: next((hook for hook in found if hook is not None), None) for ours, found in named.items()}
-    for ours, hook in given.items():
-        if hook is not None and not callable(hook):
-            raise DllmError(f"{ours}_hook={hook!r} is not a function of (step, x, logits).")
-    return sampler, stored, Hooks(**given) if any(given.values()) else None
+    return stored
+
+
+def choose_hooks(model: Model, settings: dict[str, Any]) -> Hooks | None:
+    """Dream's two hooks under either name, which leave `settings`; None if there are none."""
+    given: dict[str, Any] = {}
+    for ours, names in HOOK_NAMES.items():
+        found = {name: hook for name in names if (hook := settings.pop(name, None)) is not None}
+        if len(found) > 1:
+            raise DllmError(f"{' and '.join(found)} say the same; give one of them.")
+        for name, hook in found.items():
+            if not callable(hook):
+                raise DllmError(f"{name}={hook!r} is not a function of (step, x, logits).")
+            given[ours] = hook
+    return Hooks(model.spec.vocab_size, **given) if given else None
 
 
 def stream(
@@ -98,10 +110,12 @@ def stream(
     **settings: Any,
 ) -> Run:
     """Start a generation: iterate over the run for its steps, then ask for run.result(). Arguments as of `generate`."""
-    made, stored, hooks = choose(sampler, cache, remasking, settings)
-    checked = Settings(**canonical(settings))
     check_model(model)
-    answer = constrained(model, [checked.mask(model.spec)] * checked.gen_length, constraints or {})
+    made, stored = choose_sampler(sampler, remasking, settings), choose_cache(cache, settings)
+    hooks = choose_hooks(model, settings)
+    checked = Settings(**canonical(settings, "chat", "constraints"))
+    masks = [checked.mask(model.spec)] * checked.gen_length
+    answer = masks if constraints is None else constrained(model, masks, constraints)
     asked = requests(model, prompts, answer, chat=chat, repeats=checked.num_samples, request_ids=request_ids)
     return start(model, asked, made, stored, checked, observers, hooks)
 
@@ -130,6 +144,8 @@ def start(
         raise DllmError(f"this model computes every row by itself and cannot use {cache}; give cache='none'.")
     if not model.spec.cacheable and sampler.needs().shadows:
         raise DllmError(f"{sampler} needs shadow rows, which this model cannot compute; take another sampler.")
+    if settings.eotp is not None and not model.spec.eos_ids:
+        raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
     if hooks and not isinstance(cache, dllm.cache.NoCache):
         raise DllmError(f"hooks see and change whole rows, which {cache} would not notice; give cache='none'.")
     for index, request in enumerate(asked):

@@ -55,6 +55,8 @@ class Canvas:
     prompt_lengths: Int[Tensor, " B"]
     """The prompt ends where the answer begins; an answer may hold given tokens too."""
     lengths: Int[Tensor, " B"]
+    free_from: Int[Tensor, " B"]
+    """The column from which on nothing is given; an end of text ends the row only there."""
     mask_id: int
     answer_width: int
     """Columns of the longest answer."""
@@ -68,9 +70,9 @@ class Canvas:
         return self.columns < self.lengths[:, None]
 
     @property
-    def answer(self) -> Bool[Tensor, "B L"]:
-        """True at the columns of each row's answer."""
-        return (self.columns >= self.prompt_lengths[:, None]) & self.exists
+    def free(self) -> Bool[Tensor, "B L"]:
+        """True where an end of text may end a row: behind the last given column."""
+        return (self.columns >= self.free_from[:, None]) & self.exists
 
     @property
     def undecided(self) -> Bool[Tensor, "B L"]:
@@ -90,3 +92,4 @@ class Canvas:
         """Only these rows go on, in this order."""
         self.tokens, self.open = self.tokens[rows], self.open[rows]
         self.prompt_lengths, self.lengths = self.prompt_lengths[rows], self.lengths[rows]
+        self.free_from = self.free_from[rows]

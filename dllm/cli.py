@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from rich.console import Console
 
 import dllm
-from dllm.api import choose
+from dllm.api import choose_cache, choose_sampler
 from dllm.arguments import constraints_of, listed, read, settings_of
 from dllm.doctor import conditions, examine, lines
 from dllm.errors import DllmError
@@ -47,7 +48,7 @@ def generate(options: Namespace) -> int:
     """A terminal shows the canvas being denoised; a pipe gets the answers, and stderr the figures."""
     prompts, settings, pace = prompts_of(options), settings_of(options), convert("pace", options.pace, float)
     short = {name: getattr(options, name) for name in dllm.samplers.owners()}
-    sampler, cache, _ = choose(options.sampler, options.cache, options.remasking, short)
+    sampler, cache = choose_sampler(options.sampler, options.remasking, short), choose_cache(options.cache, {})
     trace = dllm.Trace()
     with replacing(options.trace) as trace_file:
         run = dllm.stream(
@@ -158,9 +159,16 @@ def load(options: Namespace) -> Any:
 
 def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
     """A sampler or cache as its name and options; a sampler that it applies likewise."""
-    options = {field.name: getattr(method, field.name) for field in fields(method)}
+    options = {field.name: printable(getattr(method, field.name)) for field in fields(method)}
     inner = {name: parts(value, registry) for name, value in options.items() if type(value) in registry.values()}
     return {"name": next(name for name, made in registry.items() if type(method) is made), **options, **inner}
+
+
+def printable(value: Any) -> Any:
+    """A value as JSON has it: an infinite number as text."""
+    if isinstance(value, tuple):
+        return [printable(part) for part in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def prompts_of(options: Namespace) -> list[Prompt]:

@@ -27,6 +27,9 @@ from dllm.settings import Settings
 from dllm.spec import Model
 from dllm.trace import Observer, Step
 
+PATIENCE = 10
+"""Forwards for every column of an answer, after which a hook that masks again is taken to do so for ever."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -66,6 +69,8 @@ class Run:
         self.settings, self.observers, self.hooks = settings, observers, hooks
         self.began = time.perf_counter()
         self.seconds, self.forward_seconds, self.forwards = 0.0, 0.0, 0
+        self.begun: set[int] = set()
+        """Requests that a hook has seen before their first step."""
         self.nfe, self.computed = [0] * len(requests), [0] * len(requests)
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs, self.memory = sampler.needs(), Memory()
@@ -79,8 +84,9 @@ class Run:
     def __iter__(self) -> Iterator[Step]:
         while self.schedule.slots:
             if self.hooks:
-                new = (self.schedule.rows.block_start < 0).nonzero()[:, 0]
-                self.hooks.see_tokens(None, self.schedule.canvas, new, None)
+                new = [slot for slot, request in enumerate(self.schedule.slots) if request not in self.begun]
+                self.begun.update(self.schedule.slots)
+                self.hooks.see_tokens(None, self.schedule.canvas, torch.tensor(new, dtype=torch.long), None)
             plan = self.survey(self.schedule.position())
             if plan is None:
                 continue
@@ -110,8 +116,14 @@ class Run:
                     f"the model returned NaN logits for prompt {schedule.slots[slot]} at step {step}; "
                     f"check the weights, or run in a wider dtype than {self.model.dtype}."
                 )
+            request = schedule.slots[slot]
             if not done[slot] and left > schedule.budget[slot] and self.hooks is None:
-                raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {schedule.slots[slot]}.")
+                raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {request}.")
+            if self.hooks and self.nfe[request] > PATIENCE * len(schedule.requests[request].answer):
+                raise DllmError(
+                    f"prompt {request} is not decided after {self.nfe[request]} forwards; a hook seems to mask again "
+                    "whatever is revealed."
+                )
         self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         if not any(done):
             for slot in (slot for slot, new in enumerate(entered) if new):
@@ -168,8 +180,8 @@ class Run:
         began = time.perf_counter()
         logits = self.model(tokens, views[0], asked)
         if settings.cfg_scale > 0:
-            prompt = torch.arange(tokens.shape[1], device=tokens.device) < canvas.prompt_lengths[index][:, None]
-            blind = self.model(tokens.masked_fill(prompt, canvas.mask_id), views[1], asked)
+            given = F.pad(~canvas.open[index], (0, tokens.shape[1] - canvas.tokens.shape[1]))
+            blind = self.model(tokens.masked_fill(given, canvas.mask_id), views[1], asked)
             logits = blind + (settings.cfg_scale + 1) * (logits - blind)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
@@ -229,6 +241,7 @@ class Run:
             after = p.current.scatter_add(1, place, change)
         if eotp is not None:
             ends = p.undecided & torch.isin(p.tokens, self.schedule.eos) & (p.confidence >= eotp)
+            ends &= p.span.columns >= canvas.free_from[index][:, None]
             beyond = canvas.tokens.shape[1]
             last = torch.where(ends, p.span.columns, beyond).amin(1)
             canvas.lengths[index] = canvas.lengths[index].minimum(last + 1)

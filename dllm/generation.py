@@ -1,7 +1,7 @@
 """What goes into a run, and what comes out: requests and the generation."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -33,6 +33,15 @@ class Request:
     def length(self) -> int:
         return len(self.prompt) + len(self.answer)
 
+    def free(self, mask_id: int) -> int:
+        """From which place of the answer on nothing is given: an end of text ends the answer only there."""
+        return max((i + 1 for i, token in enumerate(self.answer) if token != mask_id), default=0)
+
+    def end(self, completion: Sequence[int], mask_id: int, eos_ids: Collection[int]) -> int:
+        """The place of the end of text in a decoded answer, or the answer's length."""
+        free = self.free(mask_id)
+        return next((i for i in range(free, len(completion)) if completion[i] in eos_ids), len(completion))
+
 
 def requests(
     model: Model,
@@ -51,13 +60,17 @@ def requests(
     rows = [token_ids(model, prompt, chat) for prompt in listed(prompts)]
     if not rows:
         raise DllmError("no prompts were given; give at least one.")
-    return named([(row, answer) for row in rows], repeats, request_ids)
+    return named(rows, [answer] * len(rows), rows, repeats, request_ids)
 
 
 def constrained(model: Model, answer: list[int], constraints: Constraints) -> list[int]:
     """The answer with given tokens in it. Raises DllmError for what does not fit into it, overlaps, or is a mask."""
     mask_id, given = answer[0], list(answer)
+    if not isinstance(constraints, Mapping):
+        raise DllmError(f"constraints={constraints!r} must map columns to text or ids, as {{200: ' The answer is'}}.")
     for start, what in constraints.items():
+        if not isinstance(what, str | Integral | Sequence | Tensor):
+            raise DllmError(f"the constraint {what!r} at column {start!r} is neither text nor token ids.")
         if isinstance(what, str) and model.tokenizer is None:
             raise DllmError("this model has no tokenizer, so constraints must be token ids, not text.")
         text = model.tokenizer(what, add_special_tokens=False)["input_ids"] if isinstance(what, str) else what
@@ -67,8 +80,10 @@ def constrained(model: Model, answer: list[int], constraints: Constraints) -> li
                 f"the constraint {what!r} has {len(ids)} tokens from column {start!r} on; "
                 f"the answer has the columns 0 to {len(answer) - 1}."
             )
-        if mask_id in ids or any(token != mask_id for token in given[start : start + len(ids)]):
-            raise DllmError(f"the constraint {what!r} at column {start} holds the mask, or overlaps another one.")
+        if mask_id in ids:
+            raise DllmError(f"the constraint {what!r} at column {start} holds the mask, token id {mask_id}.")
+        if any(token != mask_id for token in given[start : start + len(ids)]):
+            raise DllmError(f"the constraint {what!r} at column {start}, of {len(ids)} tokens, overlaps another one.")
         given[start : start + len(ids)] = ids
     if mask_id not in given:
         raise DllmError("the constraints give every column of the answer; leave something to decode.")
@@ -76,16 +91,19 @@ def constrained(model: Model, answer: list[int], constraints: Constraints) -> li
 
 
 def named(
-    rows: Sequence[tuple[list[int], list[int]]], repeats: int, request_ids: Sequence[int] | None
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    names: Sequence[list[int]],
+    repeats: int,
+    request_ids: Sequence[int] | None,
 ) -> list[Request]:
-    """Requests for rows of prompt and answer, `repeats` of each, with their names for the noise."""
-    if request_ids is not None and len(request_ids) != len(rows):
-        raise DllmError(f"{len(request_ids)} request_ids for {len(rows)} prompts; give one for each.")
+    """Requests for these rows, `repeats` of each, with a key for the noise made from `names` or `request_ids`."""
+    if request_ids is not None and len(request_ids) != len(prompts):
+        raise DllmError(f"{len(request_ids)} request_ids for {len(prompts)} prompts; give one for each.")
     found: list[Request] = []
     seen: Counter[tuple[int, ...]] = Counter()
-    for index, (prompt, answer) in enumerate(rows):
+    for index, (prompt, answer, name) in enumerate(zip(prompts, answers, map(tuple, names), strict=True)):
         # The same prompt asked twice is two requests: they draw different noise.
-        name = (*prompt, *answer) if len(set(answer)) > 1 else tuple(prompt)
         for repeat in range(repeats):
             key = request_id(name, seen[name]) if request_ids is None else request_id([request_ids[index]], repeat)
             seen[name] += 1
@@ -187,7 +205,7 @@ class Generation:
         fill = eos[0] if eos else 0
         whole = [[*r.prompt, *c] for r, c in zip(requests, completions, strict=True)]
         length = max(map(len, whole))
-        answers = [c[: next((i for i, t in enumerate(c) if t in eos), len(c))] for c in completions]
+        answers = [c[: r.end(c, mask_id, eos)] for r, c in zip(requests, completions, strict=True)]
         texts = None
         if model.tokenizer is not None:
             texts = [cut(model.tokenizer.decode(a, skip_special_tokens=True), stop) for a in answers]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,9 +19,11 @@ class Hooks:
     """User functions that see whole rows: x (1, L), prompt included, and logits (1, L, V) that predict these columns.
 
     What they return takes the place of x, or of the logits; None leaves it. The one for tokens is also called before
-    the first step, with step and logits None. It may mask a column of the answer again.
+    the first step, with step and logits None. It may mask a column of the answer again. Steps count forwards: Dream
+    also counts those that reveal nothing, which are not run here.
     """
 
+    vocab_size: int
     tokens: Hook | None = None
     logits: Hook | None = None
 
@@ -33,7 +36,10 @@ class Hooks:
         logits = logits.clone()
         for row, (step, n) in enumerate(zip(steps.tolist(), lengths, strict=True)):
             seen = logits[row : row + 1, :n]
-            seen.copy_(returned(self.logits(step, tokens[row : row + 1, :n].clone(), seen.clone()), seen, "logits"))
+            value = returned(self.logits(step, tokens[row : row + 1, :n].clone(), seen.clone()), seen, "logits")
+            if (value.isnan() | (value == -torch.inf)).all(-1).any():
+                raise DllmError("the logits hook leaves a column without any token: its logits are all NaN or -inf.")
+            seen.copy_(value)
         return logits
 
     def see_tokens(
@@ -51,7 +57,10 @@ class Hooks:
             seen = canvas.tokens[row : row + 1, :n]
             step = None if steps is None else int(steps[i])
             given = None if logits is None else logits[i : i + 1, :n]
-            seen.copy_(returned(self.tokens(step, seen.clone(), given), seen, "tokens"))
+            value = returned(self.tokens(step, seen.clone(), given), seen, "tokens")
+            if value.is_floating_point() or value.min() < 0 or value.max() >= self.vocab_size:
+                raise DllmError(f"the tokens hook returned what is no token id of a vocabulary of {self.vocab_size}.")
+            seen.copy_(value)
 
 
 def returned(value: Any, like: Tensor, name: str) -> Tensor:

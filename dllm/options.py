@@ -40,6 +40,8 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
 
 def convert(option: str, value: Any, hint: Any) -> Any:
     """A value as its dataclass field wants it; text from a command line is read, numbers are checked."""
+    if hint is Any:
+        return value
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if value is None or (isinstance(value, str) and value.lower() == "none"):
         if type(None) in kinds:

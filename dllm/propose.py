@@ -28,7 +28,8 @@ class Proposer:
         choices = logits.index_fill(-1, self.never, -torch.inf)
         drawn = logits
         if settings.temperature > 0 or settings.top_p is not None or settings.top_k is not None:
-            drawn = choices.double() / (settings.temperature or 1.0)
+            # Below the highest, so that no temperature is too small to divide by.
+            drawn = (choices - choices.amax(-1, keepdim=True)).double() / (settings.temperature or 1.0)
             drawn = choices = most_probable(drawn, settings.top_p, settings.top_k)
         if settings.temperature > 0:
             choices = choices + self.key.gumbel(columns, logits.shape[-1])

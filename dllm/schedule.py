@@ -101,7 +101,7 @@ class Schedule:
         self.block_length = settings.block_length or (width if sampler.needs().whole_answer else 32)
         tokens = torch.full((n_rows, max(r.length for r in requests)), self.fill, device=device)
         nothing = torch.zeros(n_rows, dtype=torch.long, device=device)
-        self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), settings.mask(spec), width)
+        self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.mask(spec), width)
         self.rows = Rows.empty(n_rows, width, device)
         self.slots = [-1] * n_rows
         """The request that each row works on."""
@@ -119,6 +119,7 @@ class Schedule:
         canvas.tokens[slot, : request.length] = torch.tensor([*request.prompt, *request.answer], device=self.device)
         canvas.open[slot, n : request.length] = canvas.tokens[slot, n : request.length] == canvas.mask_id
         canvas.prompt_lengths[slot], canvas.lengths[slot] = n, request.length
+        canvas.free_from[slot] = n + request.free(canvas.mask_id)
         rows.key[slot], rows.step[slot], rows.block_start[slot] = request.key, 0, -1
         rows.steps[slot] = self.settings.steps or len(request.answer)
         self.slots[slot], self.budget[slot] = index, len(request.answer)
@@ -131,7 +132,7 @@ class Schedule:
         done = first == beyond
         start = canvas.prompt_lengths + (first - canvas.prompt_lengths) // block_length * block_length
         if self.settings.eos_early_stop and len(self.eos):
-            ended = canvas.answer & torch.isin(canvas.tokens, self.eos)
+            ended = canvas.free & torch.isin(canvas.tokens, self.eos)
             # What may be masked again is not decided before its block is.
             decided = start if self.sampler.needs().revoking else first
             done = done | (torch.where(ended, canvas.columns, beyond).amin(1) < decided)
@@ -159,7 +160,7 @@ class Schedule:
         for slot in done:
             request = self.requests[self.slots[slot]]
             answer = tokens[slot, len(request.prompt) : request.length].tolist()
-            self.finished[self.slots[slot]] = self.filled(answer)
+            self.finished[self.slots[slot]] = self.filled(request, answer)
             if self.waiting:
                 self.admit(slot)
                 taken.append(slot)
@@ -174,9 +175,9 @@ class Schedule:
         self.slots, self.budget = [self.slots[s] for s in left], [self.budget[s] for s in left]
         return taken, keep
 
-    def filled(self, answer: list[int]) -> list[int]:
+    def filled(self, request: Request, answer: list[int]) -> list[int]:
         """The answer with all that follows its end of text replaced by it, if the row was allowed to stop there."""
-        ends = [i for i, token in enumerate(answer) if token in self.eos_ids]
-        if not self.settings.eos_early_stop or not ends:
+        if not self.settings.eos_early_stop:
             return answer
-        return answer[: ends[0] + 1] + [self.fill] * (len(answer) - ends[0] - 1)
+        end = request.end(answer, self.canvas.mask_id, self.eos_ids)
+        return answer[: end + 1] + [self.fill] * (len(answer) - end - 1)

@@ -81,6 +81,8 @@ class Settings:
                 raise DllmError(f"{name}={getattr(self, name)!r} must be True or False.")
         if self.mask_id is not None and (isinstance(self.mask_id, bool) or not isinstance(self.mask_id, int)):
             raise DllmError(f"mask_id={self.mask_id!r} must be a token id, a whole number.")
+        if self.eotp is not None and self.confidence_eos_eot_inf:
+            raise DllmError("eotp needs a sure end of text, which confidence_eos_eot_inf never gives; leave out one.")
         strings = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
             raise DllmError(f"stop={self.stop!r} must be a string or a list of strings.")

@@ -44,7 +44,7 @@ def canvas(tokens, prompt_lengths, lengths, mask_id):
     prompts, ends = torch.as_tensor(prompt_lengths), torch.as_tensor(lengths)
     column = torch.arange(tokens.shape[1])
     is_open = (column >= prompts[:, None]) & (column < ends[:, None])
-    return Canvas(tokens, is_open, prompts, ends, mask_id, int((ends - prompts).max()))
+    return Canvas(tokens, is_open, prompts, ends, prompts.clone(), mask_id, int((ends - prompts).max()))
 
 
 MASK = 63

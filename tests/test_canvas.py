@@ -37,7 +37,7 @@ def test_rows_of_a_span_are_taken_by_index():
 
 def test_only_masks_at_open_columns_are_undecided():
     assert canvas().undecided.nonzero().tolist() == [[0, 1], [0, 3], [0, 4], [1, 3], [1, 4], [1, 5]]
-    assert canvas().answer.sum(1).tolist() == [4, 4] and canvas().columns.tolist() == [*range(7)]
+    assert canvas().columns.tolist() == [*range(7)] and canvas().exists.sum(1).tolist() == [5, 7]
 
 
 def test_what_is_written_is_read_and_padding_changes_nothing():

@@ -93,6 +93,8 @@ def test_json_tells_every_setting(ask, folder):
     nested = ask(QUESTION, "--sampler", "prophet:base=sliding:base=static", "--constraints", "2:a|3:b")["settings"]
     assert nested["sampler"]["base"] == {"name": "sliding", "base": {"name": "static"}, "window": 16}
     assert nested["constraints"] == "2:a|3:b"
+    never = ask(QUESTION, "--thresholds", "inf/inf/inf", "--base", "static")["settings"]["sampler"]
+    assert never["thresholds"] == ["inf", "inf", "inf"] and never["base"] == {"name": "static"}
     assert told["model"] == folder and (told["device"], told["dtype"]) == ("cpu", "float32")
     assert told["versions"]["torch"] == torch.__version__ and told["threads"] == 1
 
@@ -168,13 +170,12 @@ def test_options_are_the_fields_of_settings():
         "--no_eos_early_stop",
         "--eotp=0.8",
         "--logits_eos_inf",
-        "--confidence_eos_eot_inf",
         "--stop=s",
         "--num_samples=2",
         "--batch_size=9",
     ]
     given = arguments.settings_of(arguments.read(["generate", *argv]))
-    assert list(given.values()) == [5, 2, 3, 0.5, 0.9, 3, 1.0, 4, 7, False, 0.8, True, True, ["s"], 2, 9]
+    assert list(given.values()) == [5, 2, 3, 0.5, 0.9, 3, 1.0, 4, 7, False, 0.8, True, False, ["s"], 2, 9]
     assert [type(given[n]) for n in ("gen_length", "temperature", "seed")] == [int, float, int]
 
 

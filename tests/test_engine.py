@@ -328,6 +328,18 @@ def test_a_stream_that_was_left_goes_on(model):
     assert run.result().completions == whole.completions and torch.equal(run.result().nfe, whole.nfe)
 
 
+def test_options_alone_choose_the_sampler_that_has_them(model):
+    for options, sampler in (
+        ({"radius": 1, "threshold": 0.6}, "localleap:radius=1,threshold=0.6"),
+        ({"window": 3, "base": "static"}, "sliding:window=3,base=static"),
+        ({"threshold": 0.6}, "threshold:threshold=0.6"),
+    ):
+        alone, named = generate(model, [3], **cases.SHAPE, **options), generate(model, [3], sampler, **cases.SHAPE)
+        assert alone.completions == named.completions and torch.equal(alone.nfe, named.nfe)
+    with pytest.raises(DllmError, match="no sampler has the options factor, radius together"):
+        generate(model, [3], factor=1.0, radius=2)
+
+
 def test_a_name_that_is_suggested_is_understood(model):
     assert generate(model, [3], alg="static", gen_length=4).nfe == 4
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import cases
-from dllm import Trace, generate
+from dllm import DllmError, Trace, generate
 
 ASK = {"gen_length": 24, "block_length": 8, "seed": 0}
 every_cache = pytest.mark.parametrize("cache", cases.CACHE_NAMES)
@@ -71,3 +71,23 @@ def test_the_end_is_seen_in_blocks_to_come_where_they_are_computed(tiny):
         generate(model, cases.PROMPTS, "static", cache, **ASK, eotp=0.2, observers=[trace := Trace()])
         first = [c["column"] - len(cases.PROMPTS[c["request"]]) for c in trace.changes if c["step"] == 0]
         assert max(first) >= 8, "nothing beyond the first block was seen in the first step"
+
+
+@pytest.mark.parametrize("cache", [*cases.CACHE_NAMES, "dual:refresh=2", "prefix:refresh=2"])
+@pytest.mark.parametrize("sampler", ["threshold:threshold=0.6", "localleap:threshold=0.7", "credit:threshold=0.7"])
+def test_rows_that_refresh_beside_rows_that_do_not_see_their_ends_alike(tiny, sampler, cache):
+    """Blocks of more than half a row, so that both kinds run in one forward."""
+    model, ask = tiny(eos_ids=(5, 38)), {"gen_length": 48, "block_length": 32, "seed": 0, "eotp": 0.3}
+    prompts = [[k % 37, *range(k % 5)] for k in range(9)]
+    batch = generate(model, prompts, sampler, cache, **ask, batch_size=3)
+    for row, prompt in enumerate(prompts):
+        alone = generate(model, prompt, sampler, cache, **ask)
+        assert alone.completions[0] == batch.completions[row]
+        assert (alone.nfe[0], alone.rows[0]) == (batch.nfe[row], batch.rows[row])
+
+
+def test_what_cannot_end_is_refused(tiny):
+    with pytest.raises(DllmError, match=r"eotp=0\.5: the model has no end of text to predict"):
+        generate(tiny(eos_ids=()), [3], gen_length=4, eotp=0.5)
+    with pytest.raises(DllmError, match="eotp needs a sure end of text"):
+        generate(tiny(), [3], gen_length=4, eotp=0.5, confidence_eos_eot_inf=True)

@@ -64,6 +64,27 @@ def test_a_hook_may_decide_tokens_and_mask_them_again(model):
     assert made.completions[0][1] == 7 and 39 not in made.completions[0] and made.nfe[0] > 9
 
 
+def test_the_first_call_comes_once_for_every_row(model):
+    firsts = []
+
+    def hook(step, x, _logits):
+        if step is None:
+            firsts.append(x.shape[1])
+            if x.shape[1] == 5:
+                return x.masked_fill(x == 39, 7)  # this row is done before its first step
+        return x
+
+    prompts = [[3], [3, 1], [3, 1, 4], [1, 1, 1, 1]]
+    made = generate(model, prompts, "static", gen_length=4, tokens_hook=hook, batch_size=3, eos_early_stop=False)
+    assert sorted(firsts) == [5, 6, 7, 8] and made.nfe.tolist() == [0, 4, 4, 4]
+
+
+def test_a_hook_that_masks_for_ever_is_stopped(model):
+    with pytest.raises(DllmError, match="prompt 0 is not decided after 41 forwards; a hook seems to mask again"):
+        generate(model, [3], "static", gen_length=4, tokens_hook=lambda _s, x, _z: x.masked_fill(x != 3, 39))
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
@@ -71,11 +92,18 @@ def test_a_hook_may_decide_tokens_and_mask_them_again(model):
         ({"logits_hook": lambda _s, _x, z: z[0]}, r"the logits hook returned \[12, 40\]; return a tensor of shape"),
         ({"logits_hook": 3}, "logits_hook=3 is not a function of"),
         (
+            {"tokens_hook": lambda _s, x, _z: x + 100},
+            "the tokens hook returned what is no token id of a vocabul",
+        ),
+        ({"tokens_hook": lambda _s, x, _z: x.double()}, "the tokens hook returned what is no token id"),
+        ({"logits_hook": lambda _s, _x, z: z * float("nan")}, "the logits hook leaves a column without any token"),
+        ({"logits_hook": print, "generation_logits_hook_func": print}, "logits_hook and generation_.* say the same"),
+        (
             {"logits_hook": print, "cache": "dual"},
             r"hooks see and change whole rows, which DualCache.*give cache='none'",
         ),
     ],
-    ids=["type", "shape", "function", "cache"],
+    ids=["type", "shape", "function", "ids", "floats", "nan", "twice", "cache"],
 )
 def test_hooks_that_cannot_be_are_named(model, ask, message):
     with pytest.raises(DllmError, match=message):

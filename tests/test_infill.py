@@ -64,6 +64,7 @@ def test_text_is_filled_where_it_says_so(tiny):
     assert done.answer_tokens.tolist() == [1, 3] and done.tokens[0, 0] == 37
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("texts", "more", "message"),
     [
@@ -73,6 +74,9 @@ def test_text_is_filled_where_it_says_so(tiny):
         ([3, 40, M], {}, "token id 40 in a text is outside the vocabulary"),
         ("the [MASK]", {}, "no tokenizer, so a text must be token ids"),
         ([3, M], {"gen_length": 8}, "gen_length=8: the masks of a text say how long it is"),
+        (3, {}, "3 is neither text nor token ids"),
+        ([None], {}, "None is neither text nor token ids"),
+        ([3, M], {"chat": False}, "unknown argument 'chat'"),
         ([3, M], {"stpes": 8}, "unknown argument 'stpes'; did you mean 'steps'"),
         ([M] * 129, {}, "the model's context is 128"),
     ],
@@ -100,13 +104,17 @@ def test_constraints_may_be_text(tiny):
     assert made.completions[0][1:3] == [1, 2]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("constraints", "message"),
     [
         ({9: [1, 2]}, r"the constraint \[1, 2\] has 2 tokens from column 9 on; the answer has the columns 0 to 9"),
         ({-1: 3}, "the constraint 3 has 1 tokens from column -1 on"),
-        ({2: [1, 2], 3: [4]}, "at column 3 holds the mask, or overlaps another one"),
-        ({2: [M]}, "holds the mask"),
+        ({2: [1, 2], 3: [4]}, "the constraint \\\\[4\\\\] at column 3, of 1 tokens, overlaps another one"),
+        ({2: [M]}, "at column 2 holds the mask, token id 39"),
+        ([1], r"constraints=\[1\] must map columns to text or ids"),
+        ({1: None}, "the constraint None at column 1 is neither text nor token ids"),
+        ({1: 3.5}, "the constraint 3.5 at column 1 is neither"),
         ({2: []}, "the constraint is empty"),
         ({2: [41]}, "token id 41 in a constraint is outside"),
         ({2: "cat"}, "no tokenizer, so constraints must be token ids"),
@@ -117,6 +125,53 @@ def test_constraints_may_be_text(tiny):
 def test_constraints_that_cannot_be_are_named(model, constraints, message):
     with pytest.raises(DllmError, match=message):
         generate(model, [3], constraints=constraints, **cases.SHAPE)
+
+
+@pytest.mark.parametrize("eotp", [None, 0.2])
+@every_cache
+@every_sampler
+def test_an_end_of_text_ends_a_row_only_behind_what_is_given(tiny, sampler, cache, eotp):
+    """A model that loves its end of text, with both ways to stop there on."""
+    sampler = "prophet" if "answer_start" in sampler else sampler
+    model = tiny(eos_ids=(5, 38))
+    ask = {"gen_length": 24, "block_length": 8, "seed": 0, "constraints": {16: [7, 8]}, "eotp": eotp}
+    made = generate(model, cases.PROMPTS, sampler, cache, **ask)
+    assert all(answer[16:18] == [7, 8] and M not in answer for answer in made.completions)
+    text = [3, 1, *[M] * 12, 7, 8, 9, M]
+    done = infill(model, [text, text[:6]], sampler, cache, seed=0, eotp=eotp, eos_early_stop=True)
+    assert done.tokens[0, 14:17].tolist() == [7, 8, 9] and M not in done.completions[0]
+
+
+def test_decoded_tokens_are_counted_around_a_given_end_of_text(tiny):
+    assert infill(tiny(eos_ids=(38,)), [3, M, 38, M, M], "static").answer_tokens[0] == 3
+
+
+def test_a_row_that_is_all_masks_behind_its_start_draws_its_own_noise(model):
+    texts, ask = [[3, M], [3, M, M, M]], {"temperature": 2.0, "seed": 0}
+    assert infill(model, texts, **ask).completions[1] == infill(model, texts[1], **ask).completions[0]
+
+
+def test_text_keeps_its_beginning_of_text_and_is_cut_at_stop(tiny):
+    model = tiny(tokenizer=Words())
+    assert infill(model, "[MASK] sat").tokens[0, 0] == 37
+    assert infill(model, "the [MASK] sat", stop=" sat").texts[0].count("sat") == 0
+
+
+@pytest.mark.parametrize("sampler", ["static", "wino"])
+def test_guidance_is_against_a_row_that_is_given_nothing(model, sampler):
+    """Its unconditional twin has masks everywhere, so that two rows of the same shape have the same one."""
+    seen = []
+
+    class Watched:
+        spec, tokenizer, device, dtype = model.spec, None, model.device, model.dtype
+
+        def __call__(self, tokens, view, span):
+            seen.append(tokens.clone())
+            return model(tokens, view, span)
+
+    infill(Watched(), [3, M, 7, M, 9], sampler, "none", cfg_scale=1.0)
+    blind = seen[1::2]
+    assert blind and (blind[0] == M).all() and ((seen[0] == M) != (blind[0] == M)).any()
 
 
 def test_infill_is_exported():

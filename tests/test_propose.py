@@ -52,6 +52,10 @@ def test_a_temperature_below_1_sharpens():
     assert (torch.bincount(tokens[0], minlength=5) / n - want).abs().max() < 0.015
 
 
+def test_the_smallest_temperature_is_greedy():
+    assert propose(P.log().expand(50, -1), temperature=1e-310).tokens.unique().tolist() == [0]
+
+
 def test_confidence_is_that_of_the_whole_distribution_and_drawn_is_what_is_left():
     proposal = propose(P.log()[None], temperature=2.0, top_k=2)
     assert proposal.confidence[0, 0] == pytest.approx(float(P[proposal.tokens[0, 0]]))

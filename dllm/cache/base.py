@@ -129,7 +129,9 @@ class ShadowView(View):
         self.stand = torch.cat([base.positions, at], 1)
         column = torch.arange(max(lengths), device=at.device)
         seen, exists = span.columns[:, None, :, None] != column, visibility(spec, at, lengths)  # (B, 1, W, L)
-        among = span.valid[:, None, None, :].expand(-1, 1, len(shadows), -1)
+        among, reach = span.valid[:, None, None, :].expand(-1, 1, len(shadows), -1), spec.reach(at)
+        if reach is not None:
+            among = among & (at[:, None, None, :] <= reach[:, None, :, None])
         self.shadows_see = torch.cat([seen if exists is None else seen & exists, among], -1)
 
     @property

@@ -9,7 +9,8 @@ from dllm.spec import ModelSpec
 
 def spec(config: Config) -> ModelSpec:
     """Read the keys of a Dream config.json: Qwen2's, and the id of the mask."""
-    required(config, "mask_token_id"), required(config, "eos_token_id")
+    required(config, "mask_token_id")
+    required(config, "eos_token_id")
     qwen = causal.spec(config, qkv_bias=True)
     return checked(replace(qwen, attention="full", logits_shift=1, mask_id=ids(config, "mask_token_id")[0]))
 

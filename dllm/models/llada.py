@@ -31,7 +31,8 @@ def spec(config: Config) -> ModelSpec:
     hidden, heads = size(config, "d_model"), size(config, "n_heads")
     if hidden % heads:
         raise DllmError(f"config.json has d_model={hidden}, which n_heads={heads} does not divide.")
-    required(config, "mask_token_id"), required(config, "eos_token_id")
+    required(config, "mask_token_id")
+    required(config, "eos_token_id")
     return checked(
         ModelSpec(
             # The table may have more rows than the tokenizer has tokens.

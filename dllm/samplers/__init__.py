@@ -1,9 +1,11 @@
 """The samplers by name. To add one: a file beside these, an entry here, a row in tests/samplers/test_vectors.py."""
 
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
 from dllm import options
+from dllm.errors import DllmError
 from dllm.samplers.base import Needs, Prediction, Sampler
 from dllm.samplers.credit import Credit
 from dllm.samplers.dream import Entropy, MaskgitPlus, Origin, TopkMargin
@@ -50,6 +52,17 @@ def make(name: str, **settings: Any) -> Sampler:
     return options.make("sampler", SAMPLERS, ALIASES, name, **settings)
 
 
+def owner(options: Collection[str]) -> str:
+    """The first sampler that has all of these options; threshold if there are none.
+
+    Raises DllmError if no sampler has them all.
+    """
+    for name, made in {"threshold": Threshold, **SAMPLERS}.items():
+        if set(options) <= {option.name for option in fields(made)}:  # type: ignore[arg-type]  # a dataclass
+            return name
+    raise DllmError(f"no sampler has the options {', '.join(options)} together; name one by sampler=.")
+
+
 def owners() -> dict[str, str]:
     """Every option of a sampler, with the first sampler that has it: an option that stands alone chooses its owner."""
     found: dict[str, str] = {}
@@ -82,5 +95,6 @@ __all__ = [
     "TopkMargin",
     "Wino",
     "make",
+    "owner",
     "owners",
 ]

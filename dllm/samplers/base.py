@@ -122,9 +122,10 @@ class Prediction(Proposal):
         """The logits in float32, or wider where they are."""
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
-    def sure(self, threshold: int | float) -> Bool[Tensor, "B W"]:
-        """Where the confidence is at least the threshold. Nowhere at 1: what is nearly certain rounds to 1 in float32."""
-        return (self.confidence >= threshold) & (threshold < 1)
+    def sure(self, threshold: int | float, strictly: bool = False) -> Bool[Tensor, "B W"]:
+        """Where the confidence is at least the threshold, or above it. Nowhere at 1, to which near certainty rounds."""
+        passed = self.confidence > threshold if strictly else self.confidence >= threshold
+        return passed & (threshold < 1)
 
     def top(self, k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"] | None = None) -> Bool[Tensor, "B W"]:
         """The k masked positions of each row with the highest score (default: confidence); ties to the lower column."""
@@ -165,8 +166,6 @@ class Prediction(Proposal):
 class Needs:
     """What a sampler asks of the loop besides predictions of the block."""
 
-    memory: bool = False
-    """It keeps something from step to step."""
     revoking: bool = False
     """It may mask again what it revealed. It must then not take more steps than there are masks."""
     whole_answer: bool = False
@@ -213,5 +212,11 @@ def check_probability(name: str, value: int | float, low: str, high: str) -> Non
 
 def check_at_least(name: str, value: int | float, least: int | float, meaning: str) -> None:
     """Raise DllmError unless the value is a number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise DllmError(f"{name}={value!r} must be at least {least}: {meaning}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        raise DllmError(f"{name}={value!r} must be a finite number of at least {least}: {meaning}.")
+
+
+def check_whole(name: str, value: int, least: int, meaning: str) -> None:
+    """Raise DllmError unless the value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DllmError(f"{name}={value!r} must be a whole number of at least {least}: {meaning}.")

@@ -87,7 +87,8 @@ class Ordered(DreamOrder):
         score = self.score(p, q)
         if self.alg_temp > 0:
             # The k highest of score / temperature + Gumbel noise are k draws without replacement.
-            score = score.double() / self.alg_temp - (-p.key.uniform(p.span.columns).log()).log()
+            highest = score.masked_fill(~p.masked, -torch.inf).amax(1, keepdim=True)
+            score = (score - highest).double() / self.alg_temp - (-p.key.uniform(p.span.columns).log()).log()
         return p.reveal(p.top(p.quota, score))
 
 

@@ -34,8 +34,8 @@ class EntropyBound(Sampler):
     (EB-Sampler, arXiv:2505.24857).
     """
 
-    gamma: float = 0.1
-    """In nats."""
+    gamma: float = 0.001
+    """In nats. The published setting; 0.1 reveals several times as much."""
 
     def __post_init__(self) -> None:
         check_at_least("gamma", self.gamma, 0, "a bound in nats; 0 reveals one token a step, more reveals more")

@@ -31,5 +31,5 @@ class Hierarchy(Sampler):
         sure = p.confidence.masked_fill(~p.masked, -torch.inf)
         best = torch.full_like(sure, -torch.inf).scatter_reduce(1, (run - 1).clamp(min=0), sure, "amax")
         first = sure == best.gather(1, (run - 1).clamp(min=0))
-        above = (sure > self.threshold) & (self.threshold < 1)  # what is nearly certain may round to 1
+        above = p.sure(self.threshold, strictly=True)
         return p.reveal(above | (first & (sure > self.low)) | p.top(1))

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dllm.errors import DllmError
-from dllm.samplers.base import Needs, Prediction, Sampler, check_at_least, check_probability
+from dllm.samplers.base import Prediction, Sampler, check_at_least, check_probability, check_whole
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,13 @@ class Klass(Sampler):
     def __post_init__(self) -> None:
         check_probability("conf_threshold", self.conf_threshold, "stability alone", "the schedule alone")
         check_at_least("kl_threshold", self.kl_threshold, 0, "a divergence in nats; 0 leaves the schedule alone")
-        if isinstance(self.history, bool) or not isinstance(self.history, int) or self.history < 1:
-            raise DllmError(f"history={self.history!r} is no number of steps; give at least 1.")
-
-    def needs(self) -> Needs:
-        return Needs(memory=True)
+        check_whole("history", self.history, 1, "steps without change")
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         log_p = p.wide_logits.log_softmax(-1)
-        before = p.recall.get("log_p", log_p, torch.inf)  # then KL is -inf: no step to compare with
+        before = p.recall.get("log_p", log_p, -torch.inf)  # without a step to compare with the divergence is infinite
         moved = (log_p.exp() * (log_p - before)).nan_to_num(nan=0.0).sum(-1)
-        stable = (moved < self.kl_threshold) & (p.block_step > 0)[:, None]
-        streak = torch.where(stable, p.recall.get("streak", p.current, 0) + 1, 0)
+        streak = torch.where(moved < self.kl_threshold, p.recall.get("streak", p.current, 0) + 1, 0)
         p.recall.set("log_p", log_p)
         p.recall.set("streak", streak)
         ready = p.masked & (streak >= self.history) & (p.confidence > self.conf_threshold)

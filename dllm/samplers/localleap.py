@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from dllm.errors import DllmError
-from dllm.samplers.base import Prediction, Sampler, check_probability
+from dllm.samplers.base import Prediction, Sampler, check_probability, check_whole
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,10 @@ class LocalLeap(Sampler):
     def __post_init__(self) -> None:
         check_probability("threshold", self.threshold, "reveal all", "one token a step")
         check_probability("relaxed_threshold", self.relaxed_threshold, "all around an anchor", "no relaxation")
-        if isinstance(self.radius, bool) or not isinstance(self.radius, int) or self.radius < 0:
-            raise DllmError(f"radius={self.radius!r} is no number of columns; give 0 (no relaxation) or more.")
+        check_whole("radius", self.radius, 0, "columns on either side; 0 is no relaxation")
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         anchors = p.masked & p.sure(self.threshold)
-        near = F.max_pool1d(anchors.float(), 2 * self.radius + 1, stride=1, padding=self.radius) > 0
+        radius = min(self.radius, anchors.shape[1])
+        near = F.max_pool1d(anchors.float(), 2 * radius + 1, stride=1, padding=radius) > 0  # a block has no gaps
         return p.reveal(anchors | (near & p.sure(self.relaxed_threshold)) | p.top(1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
-from dllm.samplers.base import Prediction
+from dllm.samplers.base import Prediction, check_whole
 from dllm.samplers.wrapper import Wrapper
 
 
@@ -43,10 +43,9 @@ class Prophet(Wrapper):
             object.__setattr__(self, name, tuple(value))
         if not 0 <= self.phases[0] <= self.phases[1] <= 1:
             raise DllmError(f"phases={self.phases!r} must be two rising shares of the steps, from 0 to 1.")
-        for name, least in (("answer_start", 0), ("answer_length", 1)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise DllmError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if self.answer_start is not None:
+            check_whole("answer_start", self.answer_start, 0, "counted from the first generated column")
+        check_whole("answer_length", self.answer_length, 1, "columns of the answer region")
 
     def check(self, gen_length: int) -> None:
         super().check(gen_length)
@@ -74,5 +73,5 @@ class Prophet(Wrapper):
         progress = (p.step + 1) / p.steps
         early, middle, late = (torch.full_like(gap, t) for t in self.thresholds)
         wanted = torch.where(progress < self.phases[0], early, torch.where(progress < self.phases[1], middle, late))
-        settled = (gap >= wanted)[:, None] & rest
-        return torch.where(settled, p.tokens, self.inner(p))
+        everything = torch.where(rest, p.tokens, p.current)
+        return torch.where((gap >= wanted)[:, None], everything, self.inner(p))

@@ -6,8 +6,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from dllm.errors import DllmError
-from dllm.samplers.base import Needs, Prediction
+from dllm.samplers.base import Needs, Prediction, check_whole
 from dllm.samplers.wrapper import Wrapper
 
 
@@ -24,11 +23,10 @@ class Sliding(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise DllmError(f"window={self.window!r} is no number of columns; give at least 1.")
+        check_whole("window", self.window, 1, "masked columns")
 
     def needs(self) -> Needs:
         return replace(self.inner.needs(), whole_answer=True)
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        return self.inner(replace(p, block=p.block & (p.masked.cumsum(1) <= self.window)))
+        return self.inner(replace(p, block=p.block & (p.masked.cumsum(1) <= min(self.window, p.masked.shape[1]))))

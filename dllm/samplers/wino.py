@@ -27,13 +27,12 @@ class Wino(Sampler):
         check_probability("threshold_back", self.threshold_back, "take nothing back", "take back all that is allowed")
 
     def needs(self) -> Needs:
-        return Needs(memory=True, revoking=True, shadows=True)
+        return Needs(revoking=True, shadows=True)
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         assert p.shadow is not None  # asked for above
         most = (0.7 * p.masked.sum(1)).long().clamp(5, 20)
-        sure = (p.confidence > self.threshold) & (self.threshold < 1)  # what is nearly certain may round to 1
-        revealed = p.masked & ((sure & p.top(most)) | p.top(1))
+        revealed = (p.sure(self.threshold, strictly=True) & p.top(most)) | p.top(1)
         decided = p.open & p.block & p.span.valid & ~p.masked
         count = revealed.sum(1)
         last = p.recall.get("count", count, 30)

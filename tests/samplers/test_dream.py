@@ -85,7 +85,7 @@ def test_alg_temp_draws_the_order_and_the_seed_decides_it(model):
         return [change["column"] for change in t.changes]
 
     assert order(0.0, 1) == order(0.0, 2) == order(1e-9, 3)
-    assert order(5.0, 1) == order(5.0, 1) != order(5.0, 2)
+    assert order(5.0, 1) == order(5.0, 1) != order(5.0, 2) and order(1e-320, 1) == order(0.0, 1)
 
 
 def test_the_score_is_of_the_distribution_that_is_drawn_from(model):
@@ -99,7 +99,7 @@ def test_the_score_is_of_the_distribution_that_is_drawn_from(model):
     [
         ("entropy:eps=0", "eps=0.0 is no last timestep; give a value between 0 and 1"),
         ("origin:eps=1", "eps=1.0 is no last timestep"),
-        ("maskgit_plus:alg_temp=-1", "alg_temp=-1.0 must be at least 0: 0 takes the highest scores"),
+        ("maskgit_plus:alg_temp=-1", "alg_temp=-1.0 must be a finite number of at least 0: 0 takes the highest scores"),
         ("origin:alg_temp=1", "unknown option of sampler origin 'alg_temp'"),
     ],
 )

@@ -113,6 +113,18 @@ def test_prophets_region_counts_decided_columns_and_columns_of_other_blocks():
         assert settled == (not (after == cases.MASK).any())
 
 
+def test_prophet_over_wino_leaves_nothing_masked_once_it_has_settled():
+    p = cases.example()
+    p = replace(p, shadow=torch.zeros_like(p.confidence))
+    assert not (Prophet("wino", thresholds=[0.0] * 3)(p) == cases.MASK).any()
+    assert (Prophet("wino", thresholds=[INF] * 3)(p) == cases.MASK).sum() == 4  # 2 left, 2 taken back
+
+
+def test_numbers_wider_than_the_answer_are_as_wide_as_it(model):
+    same(model, f"localleap:radius={10**30}", "localleap:radius=10")
+    same(model, f"sliding:window={10**30}", "sliding:window=10")
+
+
 def test_prophet_over_localleap_is_one_line(model):
     made = generate(model, cases.PROMPTS, "prophet:base=localleap", **ASK)
     assert made.nfe.max() <= 10 and make("prophet:base=localleap:radius=2").base == make("localleap:radius=2")
@@ -224,7 +236,6 @@ def dense(model, tokens, columns, i):
     reach = spec.reach(place[None])
     sees = torch.ones(n + w, n + w, dtype=torch.bool) if reach is None else place[None] <= reach[0][:, None]
     sees[:n, n:] = False
-    sees[n:, n:] = True
     for k, column in enumerate(columns.tolist()):
         sees[n + k, column] = False
 
@@ -258,18 +269,20 @@ def test_a_foreign_model_has_no_shadows(tiny):
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
-        ("localleap:radius=-1", "radius=-1 is no number of columns; give 0"),
+        ("localleap:radius=-1", "radius=-1 must be a whole number of at least 0: columns on either side"),
         ("localleap:relaxed_threshold=2", "relaxed_threshold=2.0 is not a probability"),
-        ("dparallel:threshold=-0.5", "threshold=-0.5 must be at least 0: an entropy in nats"),
-        ("eb:gamma=-1", "gamma=-1.0 must be at least 0"),
-        ("klass:history=0", "history=0 is no number of steps; give at least 1"),
-        ("klass:kl_threshold=-1", "kl_threshold=-1.0 must be at least 0"),
+        ("dparallel:threshold=-0.5", "threshold=-0.5 must be a finite number of at least 0: an entropy in nats"),
+        ("eb:gamma=-1", "gamma=-1.0 must be a finite number of at least 0"),
+        ("klass:history=0", "history=0 must be a whole number of at least 1"),
+        ("klass:kl_threshold=-1", "kl_threshold=-1.0 must be a finite number of at least 0"),
         ("klass:conf_threshold=1.5", "conf_threshold=1.5 is not a probability"),
         ("credit:decay=1.5", "decay=1.5 is not a probability"),
-        ("credit:weight=-1", "weight=-1.0 must be at least 0"),
+        ("credit:weight=-1", "weight=-1.0 must be a finite number of at least 0"),
+        ("credit:weight=inf", "weight=inf must be a finite number"),
+        ("prophet:base=none", "unknown sampler 'none'"),
         ("hierarchy:low=-1", "low=-1.0 is not a probability"),
         ("wino:threshold_back=9", "threshold_back=9.0 is not a probability"),
-        ("sliding:window=0", "window=0 is no number of columns; give at least 1"),
+        ("sliding:window=0", "window=0 must be a whole number of at least 1"),
         ("sliding:base=slidng", "unknown sampler 'slidng'; did you mean 'sliding'"),
         ("prophet:thresholds=7.5/5", "must be 3 numbers: early, middle and late"),
         ("prophet:thresholds=7.5/5/x", "prophet:thresholds=x is not of type float"),
