@@ -110,7 +110,7 @@ def test_constraints_may_be_text(tiny):
     [
         ({9: [1, 2]}, r"the constraint \[1, 2\] has 2 tokens from column 9 on; the answer has the columns 0 to 9"),
         ({-1: 3}, "the constraint 3 has 1 tokens from column -1 on"),
-        ({2: [1, 2], 3: [4]}, "the constraint \\\\[4\\\\] at column 3, of 1 tokens, overlaps another one"),
+        ({2: [1, 2], 3: [4]}, r"the constraint \[4\] at column 3, of 1 tokens, overlaps another one"),
         ({2: [M]}, "at column 2 holds the mask, token id 39"),
         ([1], r"constraints=\[1\] must map columns to text or ids"),
         ({1: None}, "the constraint None at column 1 is neither text nor token ids"),
