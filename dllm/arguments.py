@@ -184,9 +184,9 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         "--samplers",
         default="static,threshold,factor",
         metavar="NAMES",
-        help=f"with commas between, options as for generate: {samplers} [%(default)s]",
+        help=f"with commas between, options as for generate, or all: {samplers} [%(default)s]",
     )
-    add("--caches", default="none,prefix,dual", metavar="NAMES", help=f"{caches} [%(default)s]")
+    add("--caches", default="none,prefix,dual", metavar="NAMES", help=f"likewise: {caches} [%(default)s]")
     add("--csv", type=Path, metavar="FILE", help="write the table")
     add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward")
     add_settings(

@@ -114,8 +114,8 @@ def show(done: Generation, live: bool, seed: str) -> None:
 def record(done: Generation) -> dict[str, Any]:
     """A generation as JSON has it: lists with an entry for each answer, and figures for all together."""
     lists = {"text": done.texts, "tokens": done.completions, "nfe": done.nfe.tolist()}
-    lists["answer_tokens"] = done.answer_tokens.tolist()
-    figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds")
+    lists |= {name: getattr(done, name).tolist() for name in ("answer_tokens", "rows", "refreshes")}
+    figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds", "reused", "kv_bytes")
     return lists | {name: getattr(done, name) for name in figures}
 
 
@@ -124,7 +124,9 @@ def compare(options: Namespace) -> int:
     from dllm import compare as grid
 
     settings, n = settings_of(options), convert("n", options.n, int)
-    tasks, pairs = listed(options.task), grid.pairs(listed(options.samplers), listed(options.caches))
+    samplers = [*dllm.samplers.SAMPLERS] if options.samplers == "all" else listed(options.samplers)
+    caches = [*dllm.cache.CACHES] if options.caches == "all" else listed(options.caches)
+    tasks, pairs = listed(options.task), grid.pairs(samplers, caches)
     asked = grid.questions(tasks, n, settings["seed"] or 0)
     with replacing(options.csv) as csv_file, replacing(options.png) as png_file:
         model = load(options)

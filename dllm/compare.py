@@ -46,6 +46,12 @@ class Cell:
     tokens_per_forward: float
     rows: float
     """Columns computed in every layer, all forwards of an answer together."""
+    reused: float
+    """The share of columns that the cache spared, 0 to 1."""
+    refreshes: float
+    """Forwards that computed all columns of their row."""
+    kv_bytes: int
+    """Of the keys and values of all rows in flight."""
     seconds: float
     """For all answers together, the warm-up not counted."""
     tokens_per_second: float
@@ -125,6 +131,9 @@ def measure(
         answer_tokens=float(done.answer_tokens.float().mean()),
         tokens_per_forward=done.tokens_per_forward,
         rows=float(done.rows.float().mean()),
+        reused=done.reused,
+        refreshes=float(done.refreshes.float().mean()),
+        kv_bytes=done.kv_bytes,
         seconds=done.seconds,
         tokens_per_second=done.tokens_per_second,
     )
@@ -135,16 +144,28 @@ def table(cells: Sequence[Cell]) -> Table:
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in ("sampler", "cache"):
         shown.add_column(name, overflow="fold")
-    for name in ("right\n% [95 %]", "forwards\n/answer", "tokens\n/fwd", "rows\n/answer", "time\ns", "tokens\n/s"):
+    for name in (
+        "right\n% [95 %]",
+        "forwards\n/answer",
+        "tokens\n/fwd",
+        "rows\n/answer",
+        "kept\n%",
+        "tokens\n/s",
+    ):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("times\nrow 1", justify="right", no_wrap=True)
     first = cells[0].tokens_per_second
     for c in cells:
         share = f"{100 * c.accuracy:.1f} [{100 * c.low:.0f}-{100 * c.high:.0f}]"
         speed = f"{c.tokens_per_second / first:.1f}" if first else "-"
-        figures = (f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", f"{c.seconds:.1f}")
+        figures = (f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", kept(c))
         shown.add_row(*map(spaced, (c.sampler, c.cache)), share, *figures, f"{c.tokens_per_second:.0f}", speed)
     return shown
+
+
+def kept(c: Cell) -> str:
+    """The share of columns that a cache spared; "none" tells of a cache that was filled and never read."""
+    return "-" if not c.kv_bytes else f"{100 * c.reused:.0f}" if c.reused > 0 else "none"
 
 
 def spaced(method: str) -> str:

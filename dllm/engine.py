@@ -71,7 +71,8 @@ class Run:
         self.seconds, self.forward_seconds, self.forwards = 0.0, 0.0, 0
         self.begun: set[int] = set()
         """Requests that a hook has seen before their first step."""
-        self.nfe, self.computed = [0] * len(requests), [0] * len(requests)
+        self.counts = {name: [0] * len(requests) for name in ("nfe", "rows", "columns", "refreshes")}
+        """Of every request, as `Generation` tells them."""
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs, self.memory = sampler.needs(), Memory()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
@@ -80,6 +81,7 @@ class Run:
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance also those of their unconditional twins."""
+        self.kv_bytes = sum(state.nbytes for state in self.states)
 
     def __iter__(self) -> Iterator[Step]:
         while self.schedule.slots:
@@ -119,10 +121,10 @@ class Run:
             request = schedule.slots[slot]
             if not done[slot] and left > schedule.budget[slot] and self.hooks is None:
                 raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {request}.")
-            if self.hooks and self.nfe[request] > PATIENCE * len(schedule.requests[request].answer):
+            nfe = self.counts["nfe"][request]
+            if self.hooks and nfe > PATIENCE * len(schedule.requests[request].answer):
                 raise DllmError(
-                    f"prompt {request} is not decided after {self.nfe[request]} forwards; a hook seems to mask again "
-                    "whatever is revealed."
+                    f"prompt {request} is not decided after {nfe} forwards; a hook seems to mask all again."
                 )
         self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         if not any(done):
@@ -185,10 +187,13 @@ class Run:
             logits = blind + (settings.cfg_scale + 1) * (logits - blind)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
-        for row, count in zip(rows, counts, strict=True):
-            self.nfe[schedule.slots[row]] += 1
-            shadows = scope.columns.shape[1] if self.needs.shadows else 0
-            self.computed[schedule.slots[row]] += (count + shadows) * len(self.states)
+        shadows = scope.columns.shape[1] if self.needs.shadows else 0
+        for row, count, length in zip(rows, counts, lengths, strict=True):
+            request = schedule.slots[row]
+            self.counts["nfe"][request] += 1
+            self.counts["rows"][request] += (count + shadows) * len(self.states)
+            self.counts["columns"][request] += (length + shadows) * len(self.states)
+            self.counts["refreshes"][request] += count == length
         if self.hooks:
             logits = self.hooks.see_logits(schedule.rows.step[index], tokens, lengths, logits)
         p = self.read(logits[:, :width], span, plan.block[index], index)
@@ -278,8 +283,8 @@ class Run:
             model=self.model,
             mask_id=self.schedule.canvas.mask_id,
             stop=self.settings.stop,
-            nfe=self.nfe,
-            rows=self.computed,
+            counts=self.counts,
+            kv_bytes=self.kv_bytes,
             forwards=self.forwards,
             seconds=self.seconds,
             forward_seconds=self.forward_seconds,

@@ -179,6 +179,12 @@ class Generation:
     """Forwards of any number of rows together. A guided pair counts once."""
     rows: Int[Tensor, " B"]
     """Canvas columns computed in every layer, over all forwards of the row."""
+    columns: Int[Tensor, " B"]
+    """Columns that these forwards would have computed without a cache."""
+    refreshes: Int[Tensor, " B"]
+    """Forwards of the row that computed all of its columns."""
+    kv_bytes: int
+    """Bytes of keys and values that the cache held for the rows in flight."""
     answer_tokens: Int[Tensor, " B"]
     """Tokens of the answer before its end of text that were decoded, not given."""
     seconds: float
@@ -196,11 +202,10 @@ class Generation:
         model: Model,
         mask_id: int,
         stop: Sequence[str],
-        nfe: list[int],
-        rows: list[int],
+        counts: Mapping[str, list[int]],
         **rest: Any,
     ) -> "Generation":
-        """Put finished answers together."""
+        """Put finished answers together. counts: one entry for every request, by the name of its field."""
         eos = model.spec.eos_ids
         fill = eos[0] if eos else 0
         whole = [[*r.prompt, *c] for r, c in zip(requests, completions, strict=True)]
@@ -213,13 +218,16 @@ class Generation:
             tokens=torch.tensor([row + [fill] * (length - len(row)) for row in whole]),
             completions=completions,
             texts=texts,
-            nfe=torch.tensor(nfe),
-            rows=torch.tensor(rows),
             answer_tokens=torch.tensor(
                 [r.answer[: len(a)].count(mask_id) for r, a in zip(requests, answers, strict=True)]
             ),
-            **rest,
+            **rest | {name: torch.tensor(count) for name, count in counts.items()},
         )
+
+    @property
+    def reused(self) -> float:
+        """The share of columns that a cache spared, 0 to 1; 0 means that nothing stored was ever read."""
+        return 1 - float(self.rows.sum() / self.columns.sum().clamp(min=1))
 
     @property
     def tokens_per_forward(self) -> float:

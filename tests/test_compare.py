@@ -38,7 +38,8 @@ def cell(sampler="static", cache="none", right=30, tokens_per_forward=1.0, token
     low, high = wilson(right, 50)
     return Cell(
         sampler, cache, 50, right, right / 50, low, high, right, 48 / tokens_per_forward, 48.0, tokens_per_forward,
-        12345.0, 2400 / tokens_per_second, tokens_per_second,
+        12345.0, 0.0 if cache == "none" else 0.625, 3.0, 0 if cache == "none" else 4096,
+        2400 / tokens_per_second, tokens_per_second,
     )  # fmt: skip
 
 
@@ -121,6 +122,14 @@ def test_the_table_fits(width):
     assert max(map(len, lines)) <= width
     assert any(line.startswith("static") and "70.0 [56-81]" in line and "12,345" in line for line in lines)
     assert "…" not in printed(width)
+
+
+def test_the_share_that_a_cache_spared_is_told_and_that_one_was_never_read():
+    from dataclasses import replace
+
+    filled = replace(cell(cache="dual"), reused=0.0)
+    kept = [line.split()[7] for line in printed(120, [cell(), cell(cache="dual"), filled]).splitlines()[3:6]]
+    assert kept == ["-", "62", "none"]
 
 
 def test_speed_is_told_beside_the_first_rows():

@@ -238,6 +238,26 @@ def test_a_block_causal_model_loses_nothing_to_a_cache(tiny, sampler, cache, gui
     assert torch.equal(plain.tokens, stored.tokens) and torch.equal(plain.nfe, stored.nfe)
 
 
+@every_cache
+@every_sampler
+def test_what_a_cache_spares_is_told(tiny, sampler, cache):
+    model = tiny(dtype=torch.float32)
+    made = generate(model, cases.PROMPTS, sampler, cache, **cases.SHAPE, seed=0, batch_size=2)
+    length = torch.tensor([len(p) + 10 for p in cases.PROMPTS])
+    assert (made.rows <= made.columns).all() and (made.columns >= made.nfe * length).all()
+    assert made.reused == 1 - float(made.rows.sum() / made.columns.sum()) and 0 <= made.reused < 1
+    assert (made.refreshes >= 1).all() and (made.refreshes <= made.nfe).all()
+    if cache == "none":
+        assert made.reused == 0 and made.kv_bytes == 0 and torch.equal(made.refreshes, made.nfe)
+    else:  # 2 rows of 17 columns, 2 layers, 2 kv heads of width 8, keys and values, 4 bytes
+        assert made.kv_bytes == 2 * 17 * 2 * 2 * 8 * 2 * 4
+    assert "wino" in sampler or torch.equal(made.columns, made.nfe * length)
+
+
+def test_a_cache_that_is_refreshed_always_spares_nothing(model):
+    assert generate(model, cases.PROMPTS, "threshold:threshold=0", "dual", **cases.SHAPE).reused == 0
+
+
 def test_a_batch_shares_its_forwards(model):
     alone = sum(generate(model, p, "static", "none", **cases.SHAPE).forwards for p in cases.PROMPTS)
     assert generate(model, cases.PROMPTS, "static", "none", **cases.SHAPE).forwards == alone // 4 == 10

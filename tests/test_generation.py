@@ -140,14 +140,15 @@ def test_rows_without_an_end_of_text_are_filled_with_zeros(tiny):
         model=tiny(eos_ids=()),
         mask_id=39,
         stop=(),
-        nfe=[1, 2],
-        rows=[3, 4],
+        counts={"nfe": [1, 2], "rows": [3, 4], "columns": [6, 8], "refreshes": [1, 1]},
+        kv_bytes=0,
         forwards=2,
         seconds=1.0,
         forward_seconds=0.5,
         seed=0,
     )
     assert made.tokens.tolist() == [[7, 1, 2, 0], [7, 8, 3, 4]] and made.tokens_per_second == 3.0
+    assert made.reused == 0.5 and made.nfe.tolist() == [1, 2]
     assert generate(tiny(eos_ids=()), [[7], [7, 8]], gen_length=4).tokens[0, -1] == 0
 
 

@@ -80,7 +80,7 @@ def test_the_first_call_comes_once_for_every_row(model):
 
 
 def test_a_hook_that_masks_for_ever_is_stopped(model):
-    with pytest.raises(DllmError, match="prompt 0 is not decided after 41 forwards; a hook seems to mask again"):
+    with pytest.raises(DllmError, match="prompt 0 is not decided after 41 forwards; a hook seems to mask all again"):
         generate(model, [3], "static", gen_length=4, tokens_hook=lambda _s, x, _z: x.masked_fill(x != 3, 39))
 
 

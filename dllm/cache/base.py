@@ -181,6 +181,11 @@ class CacheState:
         self.age = torch.zeros_like(canvas.lengths)
         """Forwards since the last refresh, that one included. (R,)"""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored keys and values: 2 · layers · rows · columns · kv heads · head width · dtype."""
+        return sum(stored.nbytes for stored in (*self.keys, *self.values))
+
     def due(self, window: Span, refresh: int | None) -> Bool[Tensor, "R 1"]:
         """Rows whose window moved, or that were last refreshed `refresh` forwards ago."""
         moved = self.anchor != window.columns[:, 0]

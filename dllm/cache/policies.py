@@ -17,6 +17,7 @@ class Storeless(CacheState):
 
     def __init__(self, spec: ModelSpec, canvas: Canvas) -> None:
         self.spec, self.canvas = spec, canvas
+        self.keys, self.values = [], []
 
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:
         return self.canvas.exists
