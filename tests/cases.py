@@ -36,7 +36,7 @@ OPTIONS = {
 """Options with which the tiny model's confidences tell the rules apart; other names run with their defaults."""
 
 SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS]
-CACHE_NAMES = [OPTIONS.get(name, name) for name in CACHES]
+CACHE_NAMES = [*(OPTIONS.get(name, name) for name in CACHES), "dual:refresh=5,skip_decoded=true"]
 
 
 def canvas(tokens, prompt_lengths, lengths, mask_id):

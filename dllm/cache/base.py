@@ -176,8 +176,10 @@ class CacheState:
         # Zeros, not uninitialised memory: 0 x NaN would leak from columns that attention masks out.
         self.keys = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
-        self.anchor = torch.full_like(canvas.lengths, -1)
-        """First column of the window at the last refresh; -1 before the first. (R,)"""
+        self.block = torch.full_like(canvas.lengths, -1)
+        """First column of what the sampler is about; -1 before the first forward. (R,)"""
+        self.anchor = torch.full_like(canvas.lengths, -2)
+        """The same at the last refresh; -2 before the first. (R,)"""
         self.age = torch.zeros_like(canvas.lengths)
         """Forwards since the last refresh, that one included. (R,)"""
 
@@ -186,13 +188,14 @@ class CacheState:
         """Bytes of the stored keys and values: 2 · layers · rows · columns · kv heads · head width · dtype."""
         return sum(stored.nbytes for stored in (*self.keys, *self.values))
 
-    def due(self, window: Span, refresh: int | None) -> Bool[Tensor, "R 1"]:
-        """Rows whose window moved, or that were last refreshed `refresh` forwards ago."""
-        moved = self.anchor != window.columns[:, 0]
+    def due(self, refresh: int | None) -> Bool[Tensor, "R 1"]:
+        """Rows that moved to another block, or that were last refreshed `refresh` forwards ago."""
+        moved = self.anchor != self.block
         return (moved if refresh is None else moved | (self.age >= refresh))[:, None]
 
     def needed(self, scope: Span) -> Span:
         """The columns of a scope that must be predicted; a cache may leave out what is decided and stays as it is."""
+        self.block = scope.columns[:, 0].clone()  # it is written to, one row at a time
         return scope
 
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:
@@ -206,16 +209,16 @@ class CacheState:
         """The next forward of the rows `slots`, with how many columns each of them computes and has."""
         rows = Span.where(plan[slots], max(counts)).columns
         full = torch.tensor([c == n for c, n in zip(counts, lengths, strict=True)], device=plan.device)
-        self.anchor[slots] = torch.where(full, window.columns[slots, 0], self.anchor[slots])
+        self.anchor[slots] = torch.where(full, self.block[slots], self.anchor[slots])
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
         return StoredView(self, rows, slots, counts, lengths)
 
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""
-        self.anchor[slot] = -1
+        self.block[slot], self.anchor[slot] = -1, -2
 
     def retire(self, keep: Int[Tensor, " R"]) -> None:
         """Only these rows go on, in this order."""
         for layer in range(len(self.keys)):  # one at a time, so that not all of the store stands twice
             self.keys[layer], self.values[layer] = self.keys[layer][keep], self.values[layer][keep]
-        self.anchor, self.age = self.anchor[keep], self.age[keep]
+        self.block, self.anchor, self.age = self.block[keep], self.anchor[keep], self.age[keep]

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dllm.cache.base import Cache, CacheState, View, full_view
+from dllm.cache.settling import SettlingState
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
 from dllm.spec import ModelSpec
@@ -18,6 +19,9 @@ class Storeless(CacheState):
     def __init__(self, spec: ModelSpec, canvas: Canvas) -> None:
         self.spec, self.canvas = spec, canvas
         self.keys, self.values = [], []
+
+    def needed(self, scope: Span) -> Span:
+        return scope
 
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:
         return self.canvas.exists
@@ -58,12 +62,18 @@ class PrefixCache(Refreshed):
     """Keep what stands before the block, compute the block and all that follows (Fast-dLLM, arXiv:2505.22618)."""
 
     def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
-        return state.due(window, self.refresh) | (state.canvas.columns >= window.columns[:, :1])
+        return state.due(self.refresh) | (state.canvas.columns >= window.columns[:, :1])
 
 
 @dataclass(frozen=True)
 class DualCache(Refreshed):
     """Keep what stands before and after the block, compute the block alone (Fast-dLLM, arXiv:2505.22618)."""
 
+    skip_decoded: bool = False
+    """Do not compute those columns of the block again that were computed once with their token. Beyond the paper."""
+
+    def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
+        return (SettlingState if self.skip_decoded else CacheState)(self, spec, canvas, dtype)
+
     def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
-        return state.due(window, self.refresh).expand(-1, state.canvas.tokens.shape[1])
+        return state.due(self.refresh).expand(-1, state.canvas.tokens.shape[1])

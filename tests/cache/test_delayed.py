@@ -61,3 +61,21 @@ def test_a_prompt_is_not_computed_again_in_a_block(model):
 def test_a_refresh_that_cannot_be_is_named(refresh):
     with pytest.raises(DllmError, match=f"refresh={refresh} is not a number of steps; give 1"):
         make("dkv-decode", refresh=refresh)
+
+
+def test_a_dual_cache_may_skip_what_is_decided(model):
+    ask = {"gen_length": 16, "block_length": 16, "eos_early_stop": False}
+    usual, skipping = (
+        generate(model, [5] * 20, "static", c, **ask).rows[0] for c in ("dual", "dual:skip_decoded=true")
+    )
+    assert usual == 36 + 15 * 16
+    assert skipping == 36 + sum(min(16, 16 - step + 1) for step in range(1, 16))  # one more for the token just decided
+
+
+def test_skipping_with_a_refresh_at_every_step_is_no_cache(tiny):
+    for shift in (0, 1):
+        plain, skipping = (
+            generate(tiny(logits_shift=shift), cases.PROMPTS, "static", c, **cases.SHAPE)
+            for c in ("none", "dual:refresh=1,skip_decoded=true")
+        )
+        assert plain.completions == skipping.completions and torch.equal(plain.rows, skipping.rows)
