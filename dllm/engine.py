@@ -111,21 +111,8 @@ class Run:
         done, undecided, counts, broken, entered, starts, masked, lengths, ends = torch.stack(
             [*lists, canvas.lengths, to_the_end]
         ).tolist()
-        for slot, left in enumerate(undecided):
-            if broken[slot]:
-                step = int(schedule.rows.step[slot])
-                raise DllmError(
-                    f"the model returned NaN logits for prompt {schedule.slots[slot]} at step {step}; "
-                    f"check the weights, or run in a wider dtype than {self.model.dtype}."
-                )
-            request = schedule.slots[slot]
-            if not done[slot] and left > schedule.budget[slot] and self.hooks is None:
-                raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {request}.")
-            nfe = self.counts["nfe"][request]
-            if self.hooks and nfe > PATIENCE * len(schedule.requests[request].answer):
-                raise DllmError(
-                    f"prompt {request} is not decided after {nfe} forwards; a hook seems to mask all again."
-                )
+        for slot in range(len(done)):
+            self.check(slot, bool(broken[slot]), 0 if done[slot] else undecided[slot])
         self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         if not any(done):
             for slot in (slot for slot, new in enumerate(entered) if new):
@@ -140,6 +127,23 @@ class Run:
         if keep is not None:
             self.memory.keep_only(keep)
         return None
+
+    def check(self, slot: int, broken: bool, left: int) -> None:
+        """Raise if a row cannot go on: the model returned NaN, or its masks do not become fewer."""
+        request = self.schedule.slots[slot]
+        if broken:
+            raise DllmError(
+                f"the model returned NaN logits for prompt {request} at step {int(self.schedule.rows.step[slot])}; "
+                f"check the weights, or run in a wider dtype than {self.model.dtype}."
+            )
+        if self.hooks is None:
+            if left > self.schedule.budget[slot]:
+                raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {request}.")
+        elif self.counts["nfe"][request] > PATIENCE * len(self.schedule.requests[request].answer):
+            raise DllmError(
+                f"prompt {request} is not decided after {self.counts['nfe'][request]} forwards; "
+                "a hook seems to mask all again."
+            )
 
     def predicted(self, plan: Plan, rows: list[int]) -> tuple[Span, Int[Tensor, "B W"] | None]:
         """The columns to predict, and where the scope's stand among them if these are more.
