@@ -180,7 +180,7 @@ def note(conditions: dict[str, Any]) -> str:
         f"{c['model']} on {c['device']} ({c['dtype']}, {c['threads']} threads, torch {c['versions']['torch']}); "
         f"n = {c['n']} test problems of {', '.join(c['tasks'])}, seed {c['seed']}; gen_length {c['gen_length']}, "
         f"block_length {c['block_length'] or 'by sampler'}, batch_size {c['batch_size']}, "
-        f"temperature {c['temperature']:g}"
+        f"temperature {c['temperature']:g}" + (f", eotp {c['eotp']:g}" if c.get("eotp") else "")
     )
 
 
@@ -196,7 +196,10 @@ def to_csv(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> Non
 
 
 def to_png(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> None:
-    """Accuracy with its interval against tokens per forward: a colour per sampler, a marker and a label per cache."""
+    """Accuracy with its interval against tokens per forward: a colour per sampler, a marker and a label per cache.
+
+    With one cache the labels are the samplers' and there is no legend.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -216,15 +219,20 @@ def to_png(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> Non
     axes.set_title("Accuracy against parallelism", loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=min(4, len(samplers)), frameon=False, fontsize=8)
+    if len(caches) > 1:
+        figure.legend(loc="outside upper right", ncols=min(4, len(samplers)), frameon=False, fontsize=8)
     figure.supxlabel("\n".join(textwrap.wrap(note(conditions), 125)), x=0.01, ha="left", fontsize=7, color="dimgray")
     canvas.draw()
-    place_labels(canvas.get_renderer(), axes, cells, [f"C{samplers.index(c.sampler) % 10}" for c in cells])
+    labels = [c.cache if len(caches) > 1 else spaced(c.sampler) for c in cells]
+    colours = [f"C{samplers.index(c.sampler) % 10}" for c in cells]
+    place_labels(canvas.get_renderer(), axes, cells, labels, colours)
     figure.savefig(path, format="png")
 
 
-def place_labels(renderer: Any, axes: Any, cells: Sequence[Cell], colours: Sequence[str]) -> None:
-    """Write each point's cache beside it, as near as it can stand without covering a bar, a point or another label."""
+def place_labels(
+    renderer: Any, axes: Any, cells: Sequence[Cell], labels: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Write each point's label beside it, as near as it can stand without covering a bar, a point or another label."""
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -233,10 +241,10 @@ def place_labels(renderer: Any, axes: Any, cells: Sequence[Cell], colours: Seque
     taken = [Bbox.from_extents(x0 - 2, y0, x1 + 2, y1) for (x0, y0), (x1, y1) in bars]
     taken += [Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for x, y in axes.transData.transform(at)]
     spots = sorted(product((8, -8, 30, -30, 60, -60), range(-120, 121, 4)), key=lambda s: abs(s[0]) + 2 * abs(s[1]))
-    for c, point, colour in zip(cells, at, colours, strict=True):
+    for text, point, colour in zip(labels, at, colours, strict=True):
         for dx, dy in spots:
             label = axes.annotate(
-                c.cache,
+                text,
                 point,
                 (dx, dy),
                 textcoords="offset points",

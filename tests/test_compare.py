@@ -169,7 +169,7 @@ def test_the_picture_labels_every_point(tmp_path, monkeypatch):
 
     axes = []
     place = compare.place_labels
-    monkeypatch.setattr(compare, "place_labels", lambda r, a, c, k: (axes.append((r, a)), place(r, a, c, k)))
+    monkeypatch.setattr(compare, "place_labels", lambda r, a, *rest: (axes.append((r, a)), place(r, a, *rest)))
     to_png(grid(), CONDITIONS, tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
     [(renderer, drawn)] = axes
@@ -180,6 +180,13 @@ def test_the_picture_labels_every_point(tmp_path, monkeypatch):
 
     boxes = [Text.get_window_extent(label, renderer) for label in labels]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_with_one_cache_the_points_are_labelled_with_their_samplers(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(compare, "place_labels", lambda _r, _a, _c, texts, _k: labels.extend(texts))
+    to_png([cell("static"), cell("threshold:threshold=0.8")], CONDITIONS, tmp_path / "grid.png")
+    assert labels == ["static", "threshold: threshold= 0.8"] or labels == ["static", "threshold: threshold=0.8"]
 
 
 @pytest.mark.parametrize("right", [0, 50])
