@@ -44,7 +44,7 @@ def choose_sampler(sampler: str | Sampler | None, remasking: str, settings: dict
     """The sampler, also from the arguments by which other projects choose it, which leave `settings`.
 
     alg= names it; options of a sampler may stand alone (threshold=0.8, factor=1.0), and choose the first sampler that
-    has them all; remasking="random" is the order of the static schedule. None: threshold.
+    has them all; remasking="random" is static in random order. None: threshold.
     """
     for alias in [alias for alias in SAMPLER_ALIASES if alias in settings]:
         if sampler is not None:
@@ -146,6 +146,8 @@ def start(
         raise DllmError(f"{sampler} needs shadow rows, which this model cannot compute; take another sampler.")
     if settings.eotp is not None and not model.spec.eos_ids:
         raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
+    if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:
+        raise DllmError("eotp waits for the model's one end of text, which logits_eos_inf forbids; leave out one.")
     if hooks and not isinstance(cache, dllm.cache.NoCache):
         raise DllmError(f"hooks see and change whole rows, which {cache} would not notice; give cache='none'.")
     for index, request in enumerate(asked):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Span:
-    """Columns of every row, ascending. A row with fewer than W repeats one of them; `valid` is False at the repeats."""
+    """Columns of every row, ascending but for repeats: a row with fewer than W repeats one; `valid` is False there."""
 
     columns: Int[Tensor, "B W"]
     valid: Bool[Tensor, "B W"]

@@ -114,7 +114,7 @@ def show(done: Generation, live: bool, seed: str) -> None:
 def record(done: Generation) -> dict[str, Any]:
     """A generation as JSON has it: lists with an entry for each answer, and figures for all together."""
     lists = {"text": done.texts, "tokens": done.completions, "nfe": done.nfe.tolist()}
-    lists |= {name: getattr(done, name).tolist() for name in ("answer_tokens", "rows", "refreshes")}
+    lists |= {name: getattr(done, name).tolist() for name in ("answer_tokens", "rows", "columns", "refreshes")}
     figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds", "reused", "kv_bytes")
     return lists | {name: getattr(done, name) for name in figures}
 

@@ -50,6 +50,8 @@ class Plan:
     """Masks that each row has left."""
     to_the_end: list[int]
     """1 where all from the block on is computed, and an end of text may be seen there (eotp)."""
+    widths: list[int]
+    """How many columns the scope of each row has."""
 
 
 class Run:
@@ -80,7 +82,7 @@ class Run:
         self.never_proposed = torch.tensor(never, device=model.device)
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
-        """The K/V of the rows, and with guidance also those of their unconditional twins."""
+        """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
         self.kv_bytes = sum(state.nbytes for state in self.states)
 
     def __iter__(self) -> Iterator[Step]:
@@ -100,7 +102,9 @@ class Run:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
         schedule, canvas = self.schedule, self.schedule.canvas
         wanted = self.sampler.scope(canvas, at.block)
-        scope = self.states[0].needed(wanted)
+        scope = self.states[0].needed(wanted, at.block)
+        if self.needs.decided:
+            scope = wanted
         window = self.spec.window(scope)
         columns = self.states[0].plan(window)
         start = at.block.columns[:, 0]
@@ -108,8 +112,8 @@ class Run:
         if self.settings.eotp is not None and wanted is at.block:
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
         lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
-        done, undecided, counts, broken, entered, starts, masked, lengths, ends = torch.stack(
-            [*lists, canvas.lengths, to_the_end]
+        done, undecided, counts, broken, entered, starts, masked, lengths, ends, widths = torch.stack(
+            [*lists, canvas.lengths, to_the_end, scope.valid.sum(1)]
         ).tolist()
         for slot in range(len(done)):
             self.check(slot, bool(broken[slot]), 0 if done[slot] else undecided[slot])
@@ -117,7 +121,7 @@ class Run:
         if not any(done):
             for slot in (slot for slot, new in enumerate(entered) if new):
                 schedule.enter(slot, starts[slot], masked[slot])
-            return Plan(at.block, scope, window, columns, counts, lengths, starts, undecided, ends)
+            return Plan(at.block, scope, window, columns, counts, lengths, starts, undecided, ends, widths)
         taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])
         for state in self.states:
             for slot in taken:
@@ -191,9 +195,8 @@ class Run:
             logits = blind + (settings.cfg_scale + 1) * (logits - blind)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
-        shadows = scope.columns.shape[1] if self.needs.shadows else 0
         for row, count, length in zip(rows, counts, lengths, strict=True):
-            request = schedule.slots[row]
+            request, shadows = schedule.slots[row], plan.widths[row] if self.needs.shadows else 0
             self.counts["nfe"][request] += 1
             self.counts["rows"][request] += (count + shadows) * len(self.states)
             self.counts["columns"][request] += (length + shadows) * len(self.states)

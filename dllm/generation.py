@@ -16,7 +16,7 @@ from dllm.spec import Model, ModelSpec
 
 Messages = Sequence[Mapping[str, str]]
 Prompt = str | Messages | Sequence[int] | Tensor
-Constraints = Mapping[int, str | int | Sequence[int]]
+Constraints = Mapping[int, str | int | Sequence[int] | Tensor]
 """Given tokens of an answer: from which column on, counted from its first, and what."""
 
 
@@ -69,13 +69,15 @@ def constrained(model: Model, answer: list[int], constraints: Constraints) -> li
     if not isinstance(constraints, Mapping):
         raise DllmError(f"constraints={constraints!r} must map columns to text or ids, as {{200: ' The answer is'}}.")
     for start, what in constraints.items():
+        if isinstance(what, Tensor) and what.ndim == 0:
+            what = int(what)
         if not isinstance(what, str | Integral | Sequence | Tensor):
             raise DllmError(f"the constraint {what!r} at column {start!r} is neither text nor token ids.")
         if isinstance(what, str) and model.tokenizer is None:
             raise DllmError("this model has no tokenizer, so constraints must be token ids, not text.")
         text = model.tokenizer(what, add_special_tokens=False)["input_ids"] if isinstance(what, str) else what
         ids = checked_ids(model.spec, [text] if isinstance(text, Integral) else text, "a constraint")
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0 or start + len(ids) > len(answer):
+        if isinstance(start, bool) or not isinstance(start, Integral) or start < 0 or start + len(ids) > len(answer):
             raise DllmError(
                 f"the constraint {what!r} has {len(ids)} tokens from column {start!r} on; "
                 f"the answer has the columns 0 to {len(answer) - 1}."

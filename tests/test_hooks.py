@@ -95,15 +95,19 @@ def test_a_hook_that_masks_for_ever_is_stopped(model):
             {"tokens_hook": lambda _s, x, _z: x + 100},
             "the tokens hook returned what is no token id of a vocabul",
         ),
+        (
+            {"tokens_hook": lambda _s, x, _z: x.masked_fill(x == 5, 39), "constraints": {2: [5]}},
+            "the tokens hook masks a given column",
+        ),
         ({"tokens_hook": lambda _s, x, _z: x.double()}, "the tokens hook returned what is no token id"),
-        ({"logits_hook": lambda _s, _x, z: z * float("nan")}, "the logits hook leaves a column without any token"),
+        ({"logits_hook": lambda _s, _x, z: z * float("nan")}, "the logits hook returned NaN or inf"),
         ({"logits_hook": print, "generation_logits_hook_func": print}, "logits_hook and generation_.* say the same"),
         (
             {"logits_hook": print, "cache": "dual"},
             r"hooks see and change whole rows, which DualCache.*give cache='none'",
         ),
     ],
-    ids=["type", "shape", "function", "ids", "floats", "nan", "twice", "cache"],
+    ids=["type", "shape", "function", "ids", "given", "floats", "nan", "twice", "cache"],
 )
 def test_hooks_that_cannot_be_are_named(model, ask, message):
     with pytest.raises(DllmError, match=message):

@@ -174,5 +174,16 @@ def test_guidance_is_against_a_row_that_is_given_nothing(model, sampler):
     assert blind and (blind[0] == M).all() and ((seen[0] == M) != (blind[0] == M)).any()
 
 
+def test_shadows_are_counted_as_if_the_row_were_alone(model):
+    batch = infill(model, TEXTS, "wino", "none", seed=0)
+    for row, text in enumerate(TEXTS):
+        assert infill(model, text, "wino", "none", seed=0).rows[0] == batch.rows[row]
+
+
+def test_constraints_may_be_single_tensors(model):
+    made = generate(model, [3], "static", constraints={2: torch.tensor(5)}, **cases.SHAPE)
+    assert made.completions[0][2] == 5
+
+
 def test_infill_is_exported():
     assert dllm.infill is infill and torch.is_tensor(infill(dllm.models.tiny.tiny(), TEXTS).tokens)

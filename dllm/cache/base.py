@@ -177,7 +177,7 @@ class CacheState:
         self.keys = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
         self.block = torch.full_like(canvas.lengths, -1)
-        """First column of what the sampler is about; -1 before the first forward. (R,)"""
+        """First column of the present block; -1 before the first forward. (R,)"""
         self.anchor = torch.full_like(canvas.lengths, -2)
         """The same at the last refresh; -2 before the first. (R,)"""
         self.age = torch.zeros_like(canvas.lengths)
@@ -193,9 +193,9 @@ class CacheState:
         moved = self.anchor != self.block
         return (moved if refresh is None else moved | (self.age >= refresh))[:, None]
 
-    def needed(self, scope: Span) -> Span:
-        """The columns of a scope that must be predicted; a cache may leave out what is decided and stays as it is."""
-        self.block = scope.columns[:, 0].clone()  # it is written to, one row at a time
+    def needed(self, scope: Span, block: Span) -> Span:
+        """What of a scope must be predicted in these blocks; a cache may leave out what is decided and keeps its K/V."""
+        self.block = block.columns[:, 0].clone()  # it is written to, one row at a time
         return scope
 
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:

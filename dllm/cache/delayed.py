@@ -44,9 +44,9 @@ class DelayedState(SettlingState):
         self.step = torch.zeros_like(canvas.lengths)
         """Forwards in the present block. (R,)"""
 
-    def needed(self, scope: Span) -> Span:
-        self.step = self.step.masked_fill(self.block != scope.columns[:, 0], 0)
-        return super().needed(scope)
+    def needed(self, scope: Span, block: Span) -> Span:
+        self.step = self.step.masked_fill(self.block != block.columns[:, 0], 0)
+        return super().needed(scope, block)
 
     def view(
         self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]

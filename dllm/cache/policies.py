@@ -20,7 +20,7 @@ class Storeless(CacheState):
         self.spec, self.canvas = spec, canvas
         self.keys, self.values = [], []
 
-    def needed(self, scope: Span) -> Span:
+    def needed(self, scope: Span, block: Span) -> Span:
         return scope
 
     def plan(self, window: Span) -> Bool[Tensor, "R L"]:
@@ -51,7 +51,8 @@ class Refreshed(Cache):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        if self.refresh is not None and (not isinstance(self.refresh, int) or self.refresh < 1):
+        whole = isinstance(self.refresh, int) and not isinstance(self.refresh, bool)
+        if self.refresh is not None and not (whole and self.refresh >= 1):
             raise DllmError(
                 f"refresh={self.refresh!r} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
             )

@@ -24,8 +24,8 @@ class SettlingState(CacheState):
         """Columns that hold a token, and whose stored key and value were computed with it."""
         return self.final & ~self.canvas.undecided
 
-    def needed(self, scope: Span) -> Span:
-        super().needed(scope)
+    def needed(self, scope: Span, block: Span) -> Span:
+        super().needed(scope, block)
         kept = (self.settled & ~self.cache.stale(self, scope)).gather(1, scope.columns)
         masked = self.canvas.undecided.gather(1, scope.columns)
         # Columns that are not computed stand for the first masked one, as the padding of a span does.

@@ -52,19 +52,21 @@ def make(name: str, **settings: Any) -> Sampler:
     return options.make("sampler", SAMPLERS, ALIASES, name, **settings)
 
 
-def owner(options: Collection[str]) -> str:
+def owner(wanted: Collection[str]) -> str:
     """The first sampler that has all of these options; threshold if there are none.
 
     Raises DllmError if no sampler has them all.
     """
-    for name, made in {"threshold": Threshold, **SAMPLERS}.items():
-        if set(options) <= {option.name for option in fields(made)}:  # type: ignore[arg-type]  # a dataclass
+    if not wanted:
+        return "threshold"
+    for name, made in SAMPLERS.items():
+        if set(wanted) <= {option.name for option in fields(made)}:  # type: ignore[arg-type]  # a dataclass
             return name
-    raise DllmError(f"no sampler has the options {', '.join(options)} together; name one by sampler=.")
+    raise DllmError(f"no sampler has the options {', '.join(wanted)} together; name one by sampler=.")
 
 
 def owners() -> dict[str, str]:
-    """Every option of a sampler, with the first sampler that has it: an option that stands alone chooses its owner."""
+    """Every option of a sampler, with the first sampler that has it."""
     found: dict[str, str] = {}
     for name, made in SAMPLERS.items():
         for option in fields(made):  # type: ignore[arg-type]  # every registered class is a dataclass

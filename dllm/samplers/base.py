@@ -172,6 +172,8 @@ class Needs:
     """The answer is one block unless a block_length is given."""
     shadows: bool = False
     """Predictions come with `shadow`."""
+    decided: bool = False
+    """Its rule reads decided columns too, so that no cache may leave them out of the prediction."""
     noise: bool = False
     """It draws, at temperature 0 too."""
 
@@ -194,7 +196,10 @@ class Sampler:
         return evenly(masked, steps)
 
     def scope(self, canvas: Canvas, block: Span) -> Span:
-        """The columns to predict, which contain those of the block that may be revealed."""
+        """The columns to predict, which contain those of the block that may be revealed.
+
+        Only `block` itself is widened where an end of text may be seen behind it (eotp).
+        """
         return block
 
 

@@ -1,7 +1,7 @@
 """Prophet: once the answer has settled, reveal all that is left at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
-from dllm.samplers.base import Prediction, check_whole
+from dllm.samplers.base import Needs, Prediction, check_whole
 from dllm.samplers.wrapper import Wrapper
 
 
@@ -46,6 +46,10 @@ class Prophet(Wrapper):
         if self.answer_start is not None:
             check_whole("answer_start", self.answer_start, 0, "counted from the first generated column")
         check_whole("answer_length", self.answer_length, 1, "columns of the answer region")
+
+    def needs(self) -> Needs:
+        needs = super().needs()
+        return needs if self.answer_start is None else replace(needs, decided=True)
 
     def check(self, gen_length: int) -> None:
         super().check(gen_length)

@@ -13,7 +13,7 @@ MASK = 39
 
 def computed(state, canvas, scope, shift, reveal):
     """The columns of one step, after which `reveal` is decided."""
-    span = state.needed(scope)
+    span = state.needed(scope, scope)
     window = Span((span.columns - shift).clamp(min=0), span.valid) if shift else span
     plan = state.plan(window)
     state.view(plan, window, torch.tensor([0]), plan.sum(1).tolist(), canvas.lengths.tolist())
@@ -55,6 +55,27 @@ def test_a_prompt_is_not_computed_again_in_a_block(model):
     prompt = [5] * 60
     made = generate(model, prompt, "static", "dkv:refresh=100", gen_length=16, block_length=16, eos_early_stop=False)
     assert made.rows[0] == 2 * 76 + sum(min(16, 16 - step + 1) for step in range(2, 16))
+
+
+ONE_LAYER = {"n_layers": 1}
+"""Keys and values then depend on their own column alone, so that no cache that hears of changes may change a token."""
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual", "dkv:refresh=100", "dual:skip_decoded=true"])
+@pytest.mark.parametrize("sampler", [*cases.SAMPLER_NAMES, "prophet:base=wino,answer_start=2,thresholds=6/5/4"])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_caches_change_nothing_where_keys_depend_on_their_column_alone(tiny, sampler, cache, shift):
+    model = tiny(logits_shift=shift, **ONE_LAYER)
+    ask = {"gen_length": 24, "block_length": 12, "seed": 0, "eos_early_stop": False, "temperature": 0.3}
+    plain, cached = (generate(model, cases.PROMPTS, sampler, c, **ask) for c in ("none", cache))
+    assert cached.completions == plain.completions and torch.equal(cached.nfe, plain.nfe)
+
+
+@pytest.mark.parametrize("cache", ["dual", "dkv"])
+def test_a_new_block_is_noticed_whatever_the_sampler_looks_at(model, cache):
+    ask = {"gen_length": 24, "block_length": 8, "eos_early_stop": False}
+    made = generate(model, [3, 1], "prophet:answer_start=4,thresholds=inf/inf/inf", cache, **ask)
+    assert made.refreshes[0] == (3 if cache == "dual" else 6)
 
 
 @pytest.mark.parametrize("refresh", [0, -1])

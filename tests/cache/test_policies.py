@@ -24,7 +24,7 @@ def block(model, number):
 
 def forward(model, canvas, state, window):
     """One forward of both rows as the engine makes it: the columns it computed, and the logits of the window."""
-    state.needed(window)
+    state.needed(window, window)
     plan = state.plan(window)
     view = state.view(plan, window, torch.arange(2), plan.sum(1).tolist(), LENGTHS)
     return plan, model(canvas.tokens, view, Span(window.columns[:, -4:], window.valid[:, -4:]))
