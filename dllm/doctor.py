@@ -28,7 +28,8 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    # Its metadata may lack the build, as +cu130, that a measured number depends on.
+    return found | {"torch": str(torch.__version__)}
 
 
 def conditions(model: Model, name: str) -> dict[str, Any]:
