@@ -95,8 +95,9 @@ class Run:
             if plan is None:
                 continue
             for rows in together(plan.counts):
-                p, place = self.predict(plan, rows)
-                yield self.commit(p, self.choose(p, place, plan, rows), plan, rows)
+                index = torch.tensor(rows, device=self.model.device)
+                p, place = self.predict(plan, rows, index)
+                yield self.commit(p, self.choose(p, place, plan, index), plan, rows, index)
 
     def survey(self, at: Position) -> Plan | None:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
@@ -149,13 +150,14 @@ class Run:
                 "a hook seems to mask all again."
             )
 
-    def predicted(self, plan: Plan, rows: list[int]) -> tuple[Span, Int[Tensor, "B W"] | None]:
+    def predicted(
+        self, plan: Plan, rows: list[int], index: Int[Tensor, " B"]
+    ) -> tuple[Span, Int[Tensor, "B W"] | None]:
         """The columns to predict, and where the scope's stand among them if these are more.
 
         With hooks they are whole rows. A row that computes all to its end anyway is predicted to its end, if an end of
         text may cut it short.
         """
-        index = torch.tensor(rows, device=self.model.device)
         scope, stop = plan.scope[index], self.schedule.canvas.lengths[index]
         if self.hooks:
             return Span.between(torch.zeros_like(index), stop, max(plan.lengths[row] for row in rows)), scope.columns
@@ -166,21 +168,24 @@ class Run:
         far = torch.tensor([[bool(plan.to_the_end[row])] for row in rows], device=index.device)
         place = torch.arange(width, device=index.device)
         near = Span(scope.columns[:, place.clamp(max=n - 1)], F.pad(scope.valid, (0, width - n)))
-        whole = Span.between(torch.tensor([plan.starts[row] for row in rows], device=index.device), stop, width)
+        whole = Span.between(plan.block.columns[index, 0], stop, width)
         span = Span(torch.where(far, whole.columns, near.columns), torch.where(far, whole.valid, near.valid))
         return span, torch.where(far, scope.columns - whole.columns[:, :1], place[:n])
 
     @torch.no_grad()
-    def predict(self, plan: Plan, rows: list[int]) -> tuple[Prediction, Int[Tensor, "B W"] | None]:
+    def predict(
+        self, plan: Plan, rows: list[int], index: Int[Tensor, " B"]
+    ) -> tuple[Prediction, Int[Tensor, "B W"] | None]:
         """Run the model on some of the rows in flight and read what it proposes. Counts the forward.
+
+        rows: on the host, index: the same on the device.
 
         The second result tells where the scope stands in the prediction, if that is wider.
         """
         schedule, canvas, settings = self.schedule, self.schedule.canvas, self.settings
-        index = torch.tensor(rows, device=self.model.device)
         counts, lengths = [plan.counts[row] for row in rows], [plan.lengths[row] for row in rows]
         scope, tokens = plan.scope[index], canvas.tokens[index]
-        span, place = self.predicted(plan, rows)
+        span, place = self.predicted(plan, rows, index)
         views = [state.view(plan.columns, plan.window, index, counts, lengths) for state in self.states]
         asked, width = span, span.columns.shape[1]
         if self.needs.shadows:
@@ -239,11 +244,10 @@ class Run:
         )
 
     def choose(
-        self, p: Prediction, place: Int[Tensor, "B W"] | None, plan: Plan, rows: list[int]
+        self, p: Prediction, place: Int[Tensor, "B W"] | None, plan: Plan, index: Int[Tensor, " B"]
     ) -> Int[Tensor, "B W2"]:
         """Ask the sampler for the next tokens of what is predicted, and end rows at a predicted end of text."""
         canvas, eotp = self.schedule.canvas, self.settings.eotp
-        index = torch.tensor(rows, device=self.model.device)
         scope = plan.scope[index]
         if place is None:
             after = self.sampler(p)
@@ -261,10 +265,11 @@ class Run:
             after = torch.where(p.span.columns > last[:, None], self.schedule.fill, after)
         return after
 
-    def commit(self, p: Prediction, after: Int[Tensor, "B W"], plan: Plan, rows: list[int]) -> Step:
+    def commit(
+        self, p: Prediction, after: Int[Tensor, "B W"], plan: Plan, rows: list[int], index: Int[Tensor, " B"]
+    ) -> Step:
         """Write the sampler's choice into the canvas and tell the observers."""
         schedule = self.schedule
-        index = torch.tensor(rows, device=self.model.device)
         schedule.canvas.write(index, p.span, p.current, after)
         for row in rows:
             left = schedule.budget[row] if self.needs.revoking else plan.undecided[row]

@@ -232,8 +232,7 @@ def loss_of(model: Transformer, batch: Batch, recipe: Recipe, step: int) -> Tens
     ce = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
     filling = span.columns > (batch.prompts + batch.answers)[:, None]
     if recipe.cart:
-        # The prompt counts, as in Dream. Where all around is known this is nearly 1, so the sum over the answer keeps
-        # the size it has with one over the masked share only in the mean; AdamW and Muon do not mind.
+        # The prompt counts as known, as in Dream. The weights are below 1; AdamW and Muon do not mind the scale.
         weights = surroundings(~masked, recipe.cart).gather(1, span.columns)
     else:
         weights = weight[:, None]
