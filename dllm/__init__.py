@@ -10,6 +10,7 @@ from dllm.infill import infill
 from dllm.loading import load
 from dllm.settings import Settings
 from dllm.trace import Step, Trace
+from dllm.verify import Verification, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Span",
     "Step",
     "Trace",
+    "Verification",
     "cache",
     "compat",
     "generate",
@@ -28,4 +30,5 @@ __all__ = [
     "load",
     "samplers",
     "stream",
+    "verify",
 ]

@@ -128,6 +128,29 @@ def check_model(model: Any) -> None:
         raise DllmError("a causal model predicts one next token; it cannot fill a canvas of masks.")
 
 
+def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Settings, hooks: Hooks | None = None) -> None:
+    """Raise DllmError where model, sampler, cache and settings do not go together."""
+    if not model.spec.cacheable and not isinstance(cache, dllm.cache.NoCache):
+        raise DllmError(f"this model computes every row by itself and cannot use {cache}; give cache='none'.")
+    if not model.spec.cacheable and sampler.needs().shadows:
+        raise DllmError(f"{sampler} needs shadow rows, which this model cannot compute; take another sampler.")
+    if settings.eotp is not None and not model.spec.eos_ids:
+        raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
+    if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:
+        raise DllmError("eotp waits for the model's one end of text, which logits_eos_inf forbids; leave out one.")
+    drafts, needs = settings.drafts or sampler.needs().drafts, sampler.needs()
+    if drafts != 1 and needs.memory:
+        raise DllmError(f"{sampler} remembers its steps, so that none can be drafted; give drafts=1.")
+    if drafts != 1 and not cache.drafts:
+        raise DllmError(
+            f"{cache} keeps what the last step stored, which a draft cannot share; give drafts=1 or another cache."
+        )
+    if drafts != 1 and hooks:
+        raise DllmError(f"hooks see every step, of which drafts={drafts} takes several at a time; give drafts=1.")
+    if hooks and not isinstance(cache, dllm.cache.NoCache):
+        raise DllmError(f"hooks see and change whole rows, which {cache} would not notice; give cache='none'.")
+
+
 def start(
     model: Model,
     asked: Sequence[Request],
@@ -140,16 +163,7 @@ def start(
     """A run of these requests. Raises DllmError where model, sampler, cache and lengths do not go together."""
     if cache is None:
         cache = dllm.cache.DualCache() if model.spec.cacheable and not hooks else dllm.cache.NoCache()
-    if not model.spec.cacheable and not isinstance(cache, dllm.cache.NoCache):
-        raise DllmError(f"this model computes every row by itself and cannot use {cache}; give cache='none'.")
-    if not model.spec.cacheable and sampler.needs().shadows:
-        raise DllmError(f"{sampler} needs shadow rows, which this model cannot compute; take another sampler.")
-    if settings.eotp is not None and not model.spec.eos_ids:
-        raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
-    if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:
-        raise DllmError("eotp waits for the model's one end of text, which logits_eos_inf forbids; leave out one.")
-    if hooks and not isinstance(cache, dllm.cache.NoCache):
-        raise DllmError(f"hooks see and change whole rows, which {cache} would not notice; give cache='none'.")
+    check_method(model, sampler, cache, settings, hooks)
     for index, request in enumerate(asked):
         if request.length > model.spec.max_length:
             raise DllmError(

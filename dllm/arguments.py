@@ -166,6 +166,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     add("--constraints", metavar='"200:The|201:answer"', help="words that stand in the answer from these columns on")
     add("--no_chat", action="store_true", help="take prompts as raw text, without the chat template")
+    add("--verify", action="store_true", help="decode again one token a step without a cache, and tell what differs")
     add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON")
     add(
         "--pace",

@@ -22,6 +22,7 @@ from dllm.doctor import conditions, examine, lines
 from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
 from dllm.options import convert
+from dllm.verify import finished, plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,15 +68,21 @@ def generate(options: Namespace) -> int:
         done = replace(done, seconds=done.seconds - paused)
         if trace_file:
             trace.to_json(trace_file)
+    checked = dllm.Verification(done, finished(plain(run))) if options.verify else None
     if options.json:
         used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": not options.no_chat}
         used["sampler"] = parts(run.sampler, dllm.samplers.SAMPLERS)
         used["constraints"] = options.constraints
         used["cache"] = parts(cache, dllm.cache.CACHES)
-        print(json.dumps(record(done) | {"settings": used}))
+        verified = (
+            {"verified": {"equal": checked.equal, "first_difference": checked.first_difference}} if checked else {}
+        )
+        print(json.dumps(record(done) | verified | {"settings": used}))
     else:
         drawn = settings["temperature"] > 0 or run.sampler.needs().noise
         show(done, live, f", seed {done.seed}" if drawn else "")
+        if checked:
+            Console(stderr=not live, highlight=False).print(str(checked), style="dim", soft_wrap=True)
     return 0
 
 
@@ -114,8 +121,8 @@ def show(done: Generation, live: bool, seed: str) -> None:
 def record(done: Generation) -> dict[str, Any]:
     """A generation as JSON has it: lists with an entry for each answer, and figures for all together."""
     lists = {"text": done.texts, "tokens": done.completions, "nfe": done.nfe.tolist()}
-    lists |= {name: getattr(done, name).tolist() for name in ("answer_tokens", "rows", "columns", "refreshes")}
-    figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds", "reused", "kv_bytes")
+    lists |= {name: getattr(done, name).tolist() for name in ("answer_tokens", "rows", "columns", "refreshes", "steps")}
+    figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds", "reused", "accepted", "kv_bytes")
     return lists | {name: getattr(done, name) for name in figures}
 
 
@@ -130,6 +137,9 @@ def compare(options: Namespace) -> int:
     asked = grid.questions(tasks, n, settings["seed"] or 0)
     with replacing(options.csv) as csv_file, replacing(options.png) as png_file:
         model = load(options)
+        pairs, reasons = grid.legal(model, pairs, **settings)
+        for reason in reasons:
+            print(reason, file=sys.stderr)
         cells = grid.run(model, asked, pairs, Console(stderr=True), **settings)
         used = conditions(model, options.model) | {"tasks": tasks, "n": len(asked)} | settings
         if csv_file:

@@ -17,9 +17,10 @@ from rich.table import Table
 
 import dllm.cache
 import dllm.samplers
-from dllm.api import stream
+from dllm.api import check_method, stream
 from dllm.errors import DllmError, unknown
 from dllm.evaluate.score import wilson
+from dllm.settings import Settings
 from dllm.spec import Model
 from dllm.zoo.tasks import TASKS, Problem, consistent, correct, problems
 
@@ -74,6 +75,20 @@ def pairs(samplers: Sequence[str], caches: Sequence[str]) -> list[tuple[str, str
     for cache in caches:
         dllm.cache.make(cache)
     return list(product(samplers, caches))
+
+
+def legal(model: Model, chosen: Sequence[tuple[str, str]], **settings: Any) -> tuple[list[tuple[str, str]], list[str]]:
+    """The pairs that can run, and why each of the others cannot. Raises DllmError if none can."""
+    kept, reasons = [], []
+    for sampler, cache in chosen:
+        try:
+            check_method(model, dllm.samplers.make(sampler), dllm.cache.make(cache), Settings(**settings))
+            kept.append((sampler, cache))
+        except DllmError as error:
+            reasons.append(f"{sampler} with {cache} is left out: {error}")
+            if len(reasons) == len(chosen):
+                raise
+    return kept, reasons
 
 
 def run(

@@ -7,19 +7,23 @@ waiting prompt.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, ShadowView
+from dllm.cache.base import Cache, CacheState
+from dllm.cache.side import draft_view, shadow_view
 from dllm.canvas import Span
+from dllm.drafts import Drafts, decide
 from dllm.errors import DllmError
 from dllm.generation import Generation, Request
 from dllm.hooks import Hooks
 from dllm.noise import Key
+from dllm.pace import MOST, Pace
+from dllm.plan import Plan
 from dllm.propose import Proposer
 from dllm.samplers.base import Memory, Prediction, Recall, Sampler
 from dllm.schedule import Position, Schedule, together
@@ -29,29 +33,6 @@ from dllm.trace import Observer, Step
 
 PATIENCE = 10
 """Forwards for every column of an answer, after which a hook that masks again is taken to do so for ever."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the next forwards compute, of all rows in flight. The lists have an entry for every row."""
-
-    block: Span
-    scope: Span
-    """What is predicted for the sampler."""
-    window: Span
-    columns: Bool[Tensor, "R L"]
-    counts: list[int]
-    """How many columns of each row."""
-    lengths: list[int]
-    """How many columns each row has."""
-    starts: list[int]
-    """Where each row's block begins."""
-    undecided: list[int]
-    """Masks that each row has left."""
-    to_the_end: list[int]
-    """1 where all from the block on is computed, and an end of text may be seen there (eotp)."""
-    widths: list[int]
-    """How many columns the scope of each row has."""
 
 
 class Run:
@@ -73,7 +54,8 @@ class Run:
         self.seconds, self.forward_seconds, self.forwards = 0.0, 0.0, 0
         self.begun: set[int] = set()
         """Requests that a hook has seen before their first step."""
-        self.counts = {name: [0] * len(requests) for name in ("nfe", "rows", "columns", "refreshes")}
+        names = ("nfe", "rows", "columns", "refreshes", "steps", "drafted")
+        self.counts = {name: [0] * len(requests) for name in names}
         """Of every request, as `Generation` tells them."""
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs, self.memory = sampler.needs(), Memory()
@@ -84,6 +66,13 @@ class Run:
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
         self.kv_bytes = sum(state.nbytes for state in self.states)
+        self.pace = Pace() if settings.drafts == "auto" else None
+        self.n_drafts = MOST if self.pace else int(settings.drafts or self.needs.drafts)
+        self.drafts = Drafts(self.schedule.canvas, self.n_drafts)
+        self.last: Plan | None = None
+        """What the forwards since the last survey computed."""
+        self.busy, self.idle = 0.0, 0.0
+        """Seconds of this run until the last survey, and those that its reader took between steps."""
 
     def __iter__(self) -> Iterator[Step]:
         while self.schedule.slots:
@@ -94,10 +83,14 @@ class Run:
             plan = self.survey(self.schedule.position())
             if plan is None:
                 continue
-            for rows in together(plan.counts):
+            self.last = plan
+            for rows in together([plan.work(row) for row in range(len(plan.counts))]):
                 index = torch.tensor(rows, device=self.model.device)
-                p, place = self.predict(plan, rows, index)
-                yield self.commit(p, self.choose(p, place, plan, index), plan, rows, index)
+                every, place = self.predict(plan, rows, index)
+                step = self.commit(every, place, plan, rows, index)
+                given = time.perf_counter()
+                yield step
+                self.idle += time.perf_counter() - given
 
     def survey(self, at: Position) -> Plan | None:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
@@ -112,26 +105,62 @@ class Run:
         to_the_end = torch.zeros_like(at.done)
         if self.settings.eotp is not None and wanted is at.block:
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
+        again, drafted = self.drafted(columns, window, to_the_end, at.entered)
         lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
-        done, undecided, counts, broken, entered, starts, masked, lengths, ends, widths = torch.stack(
-            [*lists, canvas.lengths, to_the_end, scope.valid.sum(1)]
-        ).tolist()
+        lists += [canvas.lengths, to_the_end, scope.valid.sum(1), drafted, again.sum(1), schedule.rows.step]
+        done, undecided, counts, broken, entered, starts, masked, lengths, ends, widths, drafts, againsts, steps = (
+            torch.stack(lists).tolist()
+        )
+        self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
+        self.measure(steps)
         for slot in range(len(done)):
             self.check(slot, bool(broken[slot]), 0 if done[slot] else undecided[slot])
-        self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         if not any(done):
             for slot in (slot for slot, new in enumerate(entered) if new):
                 schedule.enter(slot, starts[slot], masked[slot])
-            return Plan(at.block, scope, window, columns, counts, lengths, starts, undecided, ends, widths)
+            known = (counts, lengths, starts, undecided, ends, widths, drafts)
+            return Plan(at.block, scope, window, columns, *known, drafted, again, againsts)
         taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])
         for state in self.states:
             for slot in taken:
                 state.admit(slot)
+                self.drafts.forget(slot)
             if keep is not None:
                 state.retire(keep)
         if keep is not None:
             self.memory.keep_only(keep)
+            self.drafts.keep_only(keep)
         return None
+
+    def drafted(
+        self, columns: Bool[Tensor, "R L"], window: Span, to_the_end: Tensor, entered: Bool[Tensor, " R"]
+    ) -> tuple[Bool[Tensor, "R L"], Int[Tensor, " R"]]:
+        """What a further draft of each row computes, and how many drafts there are, the canvas included.
+
+        A row that has just come to its block has none, and none follows a step after which a refresh is due.
+        """
+        state, canvas = self.states[0], self.schedule.canvas
+        none = torch.zeros_like(columns), torch.ones_like(canvas.lengths)
+        if self.n_drafts == 1:
+            return none
+        again = state.cache.repeated(state, window)
+        full = columns.sum(1) == canvas.lengths
+        drafted = self.drafts.count.minimum(state.cache.repeats(state, full) + 1)
+        # A refresh predicts to the end where an end of text may be seen; the steps after it do not.
+        alone = entered | (to_the_end.bool() & (columns != again).any(1))
+        return again, drafted.masked_fill(alone, 1)
+
+    def measure(self, steps: list[int]) -> None:
+        """Note how far the last forwards brought the rows in flight, and what they cost."""
+        requests, busy = self.schedule.slots, self.seconds - self.idle
+        more = [now - self.counts["steps"][request] - 1 for now, request in zip(steps, requests, strict=True)]
+        for now, request in zip(steps, requests, strict=True):
+            self.counts["steps"][request] = now
+        plan, self.last = self.last, None
+        if self.pace and plan and not plan.refreshed:
+            columns = sum(map(plan.work, range(len(plan.counts))))
+            self.pace.observe(plan.drafts, more, sum(plan.again_counts), columns, busy - self.busy)
+        self.busy = busy
 
     def check(self, slot: int, broken: bool, left: int) -> None:
         """Raise if a row cannot go on: the model returned NaN, or its masks do not become fewer."""
@@ -150,28 +179,6 @@ class Run:
                 "a hook seems to mask all again."
             )
 
-    def predicted(
-        self, plan: Plan, rows: list[int], index: Int[Tensor, " B"]
-    ) -> tuple[Span, Int[Tensor, "B W"] | None]:
-        """The columns to predict, and where the scope's stand among them if these are more.
-
-        With hooks they are whole rows. A row that computes all to its end anyway is predicted to its end, if an end of
-        text may cut it short.
-        """
-        scope, stop = plan.scope[index], self.schedule.canvas.lengths[index]
-        if self.hooks:
-            return Span.between(torch.zeros_like(index), stop, max(plan.lengths[row] for row in rows)), scope.columns
-        if not any(plan.to_the_end[row] for row in rows):
-            return scope, None
-        n = scope.columns.shape[1]
-        width = max(n, *(plan.lengths[row] - plan.starts[row] for row in rows if plan.to_the_end[row]))
-        far = torch.tensor([[bool(plan.to_the_end[row])] for row in rows], device=index.device)
-        place = torch.arange(width, device=index.device)
-        near = Span(scope.columns[:, place.clamp(max=n - 1)], F.pad(scope.valid, (0, width - n)))
-        whole = Span.between(plan.block.columns[index, 0], stop, width)
-        span = Span(torch.where(far, whole.columns, near.columns), torch.where(far, whole.valid, near.valid))
-        return span, torch.where(far, scope.columns - whole.columns[:, :1], place[:n])
-
     @torch.no_grad()
     def predict(
         self, plan: Plan, rows: list[int], index: Int[Tensor, " B"]
@@ -183,34 +190,35 @@ class Run:
         The second result tells where the scope stands in the prediction, if that is wider.
         """
         schedule, canvas, settings = self.schedule, self.schedule.canvas, self.settings
-        counts, lengths = [plan.counts[row] for row in rows], [plan.lengths[row] for row in rows]
-        scope, tokens = plan.scope[index], canvas.tokens[index]
-        span, place = self.predicted(plan, rows, index)
-        views = [state.view(plan.columns, plan.window, index, counts, lengths) for state in self.states]
-        asked, width = span, span.columns.shape[1]
-        if self.needs.shadows:
-            views = [ShadowView(view, self.spec, scope, lengths, tokens.shape[1]) for view in views]
-            tokens = F.pad(tokens, (0, scope.columns.shape[1]), value=canvas.mask_id)
-            asked = Span(*(torch.cat([getattr(part, n) for part in (span, scope)], 1) for n in ("columns", "valid")))
+        span, place = plan.span(rows, index, canvas.lengths[index], whole=self.hooks is not None)
+        n = max(plan.drafts[row] for row in rows)
+        drafts = self.drafts.canvases(canvas, index, n)
         began = time.perf_counter()
-        logits = self.model(tokens, views[0], asked)
+        logits = self.forward(self.states[0], drafts, span, plan, rows, index)
         if settings.cfg_scale > 0:
-            given = F.pad(~canvas.open[index], (0, tokens.shape[1] - canvas.tokens.shape[1]))
-            blind = self.model(tokens.masked_fill(given, canvas.mask_id), views[1], asked)
-            logits = blind + (settings.cfg_scale + 1) * (logits - blind)
+            blind = drafts.masked_fill(~canvas.open[index][:, None], canvas.mask_id)
+            unconditional = self.forward(self.states[1], blind, span, plan, rows, index)
+            logits = unconditional + (settings.cfg_scale + 1) * (logits - unconditional)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
-        for row, count, length in zip(rows, counts, lengths, strict=True):
+        for row in rows:
             request, shadows = schedule.slots[row], plan.widths[row] if self.needs.shadows else 0
+            length = plan.drafts[row] * plan.lengths[row]
             self.counts["nfe"][request] += 1
-            self.counts["rows"][request] += (count + shadows) * len(self.states)
+            self.counts["rows"][request] += (plan.work(row) + shadows) * len(self.states)
             self.counts["columns"][request] += (length + shadows) * len(self.states)
-            self.counts["refreshes"][request] += count == length
+            self.counts["refreshes"][request] += plan.counts[row] == plan.lengths[row]
+            self.counts["drafted"][request] += plan.drafts[row] - 1
+        if n > 1:
+            at = torch.arange(len(index), device=index.device).repeat_interleave(n)
+            return self.read(logits, span[at], plan.block[index[at]], index[at], drafts.flatten(0, 1)), place
+        tokens, scope, width = drafts[:, 0], plan.scope[index], span.columns.shape[1]
         if self.hooks:
+            lengths = [plan.lengths[row] for row in rows]
             logits = self.hooks.see_logits(schedule.rows.step[index], tokens, lengths, logits)
-        p = self.read(logits[:, :width], span, plan.block[index], index)
+        p = self.read(logits[:, :width], span, plan.block[index], index, tokens)
         if self.needs.shadows:
-            current = canvas.tokens[index].gather(1, scope.columns)
+            current = tokens.gather(1, scope.columns)
             shadow = logits[:, width:].to(p.confidence.dtype).softmax(-1).gather(-1, current[..., None])
             shadow = shadow.squeeze(-1)
             if place is not None:
@@ -218,18 +226,59 @@ class Run:
             p = replace(p, shadow=shadow)
         return p, place
 
-    def read(self, logits: Float[Tensor, "B W V"], span: Span, block: Span, index: Int[Tensor, " B"]) -> Prediction:
-        """What the logits of a span propose, and where its rows stand."""
+    def forward(
+        self,
+        state: CacheState,
+        drafts: Int[Tensor, "B N L"],
+        span: Span,
+        plan: Plan,
+        rows: list[int],
+        index: Int[Tensor, " B"],
+    ) -> Float[Tensor, "BN W2 V"]:
+        """The logits of a span in every draft, those of a row together; with shadows theirs stand behind the span."""
+        n, length = drafts.shape[1:]
+        counts, lengths = [plan.counts[row] for row in rows], [plan.lengths[row] for row in rows]
+        if n > 1 and not state.keys:  # nothing is shared: each draft is a row of the batch
+            own = [(i, draft) for i, row in enumerate(rows) for draft in range(plan.drafts[row])]
+            row, draft = torch.tensor(own, device=index.device).unbind(1)
+            lengths = [lengths[i] for i, _ in own]
+            view = state.view(plan.columns, plan.window, index[row], lengths, lengths)
+            logits = self.model(drafts[row, draft], view, span[row])
+            where = torch.zeros_like(drafts[:, :, 0])
+            where[row, draft] = torch.arange(len(own), device=index.device)
+            return logits[where.flatten()]
+        view, tokens, asked = state.view(plan.columns, plan.window, index, counts, lengths), drafts[:, 0], span
+        if n > 1:
+            again = Span.where(plan.again[index], max(plan.again_counts[row] for row in rows))
+            view = draft_view(view, self.spec, again, n - 1, span, lengths, length)
+            others = drafts[:, 1:].gather(2, again.columns[:, None].expand(-1, n - 1, -1))
+            tokens = torch.cat([tokens, others.flatten(1)], 1)
+            asked = Span(span.columns.repeat(1, n), span.valid.repeat(1, n))
+        if self.needs.shadows:
+            scope = plan.scope[index]
+            view = shadow_view(view, self.spec, scope, lengths, length)
+            tokens = F.pad(tokens, (0, scope.columns.shape[1]), value=self.schedule.canvas.mask_id)
+            asked = Span(torch.cat([span.columns, scope.columns], 1), torch.cat([span.valid, scope.valid], 1))
+        logits = self.model(tokens, view, asked)
+        return logits.reshape(len(rows) * n, -1, logits.shape[-1])
+
+    def read(
+        self,
+        logits: Float[Tensor, "B W V"],
+        span: Span,
+        block: Span,
+        index: Int[Tensor, " B"],
+        tokens: Int[Tensor, "B L"],
+    ) -> Prediction:
+        """What the logits of a span propose, and where its rows stand, whose canvas holds these tokens."""
         schedule, canvas, rows = self.schedule, self.schedule.canvas, self.schedule.rows[index]
         key = Key(self.settings.noise_seed, rows.key)
-        propose = Proposer(self.settings, self.never_proposed, schedule.eos, key)
-        proposal = propose(logits, span.columns)
-        schedule.rows.broken[index] |= (proposal.confidence.isnan() & span.valid).any(1)
+        propose = Proposer(self.settings, self.never_proposed, schedule.eos)
         return Prediction(
-            **vars(proposal),
+            **vars(propose(logits, span.columns, key)),
             span=span,
             mask_id=canvas.mask_id,
-            current=canvas.tokens[index].gather(1, span.columns),
+            current=tokens.gather(1, span.columns),
             open=canvas.open[index].gather(1, span.columns),
             block=block.mask(canvas.tokens.shape[1]).gather(1, span.columns),
             answer_start=canvas.prompt_lengths[index],
@@ -244,11 +293,14 @@ class Run:
         )
 
     def choose(
-        self, p: Prediction, place: Int[Tensor, "B W"] | None, plan: Plan, index: Int[Tensor, " B"]
-    ) -> Int[Tensor, "B W2"]:
-        """Ask the sampler for the next tokens of what is predicted, and end rows at a predicted end of text."""
+        self, p: Prediction, place: Int[Tensor, "B W"] | None, scope: Span, index: Int[Tensor, " B"]
+    ) -> tuple[Int[Tensor, "B W2"], Int[Tensor, " B"]]:
+        """Ask the sampler for the next tokens of what is predicted, and end rows at a predicted end of text.
+
+        The second result is how long the rows are then.
+        """
         canvas, eotp = self.schedule.canvas, self.settings.eotp
-        scope = plan.scope[index]
+        lengths = canvas.lengths[index]
         if place is None:
             after = self.sampler(p)
         else:  # more is predicted than the sampler asked for
@@ -260,28 +312,50 @@ class Run:
             ends &= p.span.columns >= canvas.free_from[index][:, None]
             beyond = canvas.tokens.shape[1]
             last = torch.where(ends, p.span.columns, beyond).amin(1)
-            canvas.lengths[index] = canvas.lengths[index].minimum(last + 1)
+            lengths = lengths.minimum(last + 1)
             after = torch.where(p.span.columns == last[:, None], p.tokens, after)
             after = torch.where(p.span.columns > last[:, None], self.schedule.fill, after)
-        return after
+        return after, lengths
 
     def commit(
-        self, p: Prediction, after: Int[Tensor, "B W"], plan: Plan, rows: list[int], index: Int[Tensor, " B"]
+        self, every: Prediction, place: Int[Tensor, "B W"] | None, plan: Plan, rows: list[int], index: Int[Tensor, " B"]
     ) -> Step:
-        """Write the sampler's choice into the canvas and tell the observers."""
-        schedule = self.schedule
-        schedule.canvas.write(index, p.span, p.current, after)
+        """Write what the sampler chooses into the canvas, draft the next steps, and tell the observers.
+
+        every: the predictions of all drafts, those of a row together.
+        """
+        schedule, canvas, scope = self.schedule, self.schedule.canvas, plan.scope[index]
+        made = decide(
+            every,
+            lambda p: self.choose(p, place, scope, index),
+            schedule.rows[index],
+            plan.drafted[index],
+            canvas.lengths[index],
+            self.needs.subset,
+        )
+        p = made.p
+        schedule.rows.broken[index] |= (p.confidence.isnan() & p.span.valid).any(1)
+        canvas.write(index, p.span, made.before, made.after)
+        canvas.lengths[index] = made.lengths
         for row in rows:
             left = schedule.budget[row] if self.needs.revoking else plan.undecided[row]
             schedule.budget[row] = left - 1
-        schedule.rows.step[index] += 1
-        schedule.rows.block_step[index] += 1
+        schedule.rows.step[index] += made.more + 1
+        schedule.rows.block_step[index] += made.more + 1
+        if self.n_drafts > 1:
+            for state in self.states:
+                state.skip(index, made.more)
+            part, current = p, made.after
+            if place is not None:
+                part, current = p.of_columns(place, scope), current.gather(1, place)
+            n = self.pace.drafts if self.pace else self.n_drafts
+            self.drafts.make(self.sampler, part, current, schedule.rows[index], canvas, index, n)
         requests, seconds = [schedule.slots[row] for row in rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, p.span, p.current, after, p.confidence, seconds)
+        step = Step(self.forwards - 1, requests, p.span, made.before, made.after, made.confidence, seconds)
         for observer in self.observers:
             observer(step)
         if self.hooks:
-            self.hooks.see_tokens(schedule.rows.step[index] - 1, schedule.canvas, index, p.logits)
+            self.hooks.see_tokens(schedule.rows.step[index] - 1, canvas, index, p.logits)
         return step
 
     def result(self) -> Generation:

@@ -187,6 +187,10 @@ class Generation:
     """Forwards of the row that computed all of its columns."""
     kv_bytes: int
     """Bytes of keys and values that the cache held for the rows in flight."""
+    steps: Int[Tensor, " B"]
+    """Steps of the sampler; more than `nfe` where drafts came true."""
+    drafted: Int[Tensor, " B"]
+    """Drafts that were computed, besides the canvas itself."""
     answer_tokens: Int[Tensor, " B"]
     """Tokens of the answer before its end of text that were decoded, not given."""
     seconds: float
@@ -230,6 +234,11 @@ class Generation:
     def reused(self) -> float:
         """The share of columns that a cache spared, 0 to 1; 0 means that nothing stored was ever read."""
         return 1 - float(self.rows.sum() / self.columns.sum().clamp(min=1))
+
+    @property
+    def accepted(self) -> float:
+        """The share of drafts that came true and spared a forward, 0 to 1; 0 without drafts."""
+        return float((self.steps - self.nfe).sum() / self.drafted.sum().clamp(min=1))
 
     @property
     def tokens_per_forward(self) -> float:

@@ -19,9 +19,8 @@ class Proposer:
     never: Int[Tensor, " N"]
     """Ids that are never proposed: the mask, and what the tokenizer has no name for."""
     eos: Int[Tensor, " E"]
-    key: Key
 
-    def __call__(self, logits: Float[Tensor, "B W V"], columns: Int[Tensor, "B W"]) -> Proposal:
+    def __call__(self, logits: Float[Tensor, "B W V"], columns: Int[Tensor, "B W"], key: Key) -> Proposal:
         settings = self.settings
         if settings.logits_eos_inf:
             logits = logits.index_fill(-1, self.eos[:1], -torch.inf)
@@ -32,7 +31,7 @@ class Proposer:
             drawn = (choices - choices.amax(-1, keepdim=True)).double() / (settings.temperature or 1.0)
             drawn = choices = most_probable(drawn, settings.top_p, settings.top_k)
         if settings.temperature > 0:
-            choices = choices + self.key.gumbel(columns, logits.shape[-1])
+            choices = choices + key.gumbel(columns, logits.shape[-1])
         tokens = choices.argmax(-1)
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         confidence = precise.softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)

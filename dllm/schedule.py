@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -58,6 +58,10 @@ class Rows:
         zeros = torch.zeros(n_rows, dtype=torch.long, device=device)
         ones = torch.ones(n_rows, width + 1, dtype=torch.long, device=device)
         return cls(zeros, zeros.clone(), zeros + 1, zeros - 1, zeros.clone(), zeros + 1, ones, zeros.bool())
+
+    def ahead(self, steps: int | Int[Tensor, " R"]) -> "Rows":
+        """The same rows so many steps further along in their blocks."""
+        return replace(self, step=self.step + steps, block_step=self.block_step + steps)
 
     @property
     def quota(self) -> Int[Tensor, " R"]:

@@ -56,6 +56,9 @@ class Settings:
     """Cut the text before the first of these strings."""
     num_samples: int = 1
     """Answers to every prompt."""
+    drafts: int | str | None = None
+    """Steps that a forward computes at once: those ahead are guessed, and kept where they come true. The same tokens in
+    fewer forwards. "auto": as many as pay in measured time. None: as many as the sampler was made for, mostly 1."""
     batch_size: int = 16
     """Rows in flight: a waiting prompt takes the place of a finished one."""
     noise_seed: int = field(init=False, repr=False, default=0)
@@ -65,6 +68,11 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise DllmError(f"{name}={value!r} must be a whole number of at least 1.")
+        whole = isinstance(self.drafts, int) and not isinstance(self.drafts, bool) and self.drafts >= 1
+        if self.drafts is not None and self.drafts != "auto" and not whole:
+            raise DllmError(
+                f'drafts={self.drafts!r} must be a whole number of at least 1 (1: nothing is guessed), or "auto".'
+            )
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):

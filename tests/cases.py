@@ -26,6 +26,7 @@ OPTIONS = {
     "klass": "klass:conf_threshold=0.3,kl_threshold=0.2,history=1",
     "wino": "wino:threshold=0.3,threshold_back=0.3",
     "credit": "credit:threshold=0.6,weight=2",
+    "freedave": "freedave:draft_steps=1,tau=0.6",
     "hierarchy": "hierarchy:threshold=0.7,low=0.3",
     "sliding": "sliding:base=klass,window=3",
     "entropy": "entropy:alg_temp=0.3",
@@ -67,9 +68,9 @@ def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16, **changes
     zero, yes = torch.zeros(1, dtype=torch.long), torch.ones_like(columns, dtype=torch.bool)
     logits = torch.stack([spread(*row).roll(i) for i, row in enumerate(zip(confidence, entropy, strict=True))])[None]
     key = Key(0, zero)
-    propose = Proposer(Settings(), torch.tensor([MASK - 1]), torch.tensor([MASK - 2]), key)
+    propose = Proposer(Settings(), torch.tensor([MASK - 1]), torch.tensor([MASK - 2]))
     made = Prediction(
-        **vars(propose(logits, columns)),
+        **vars(propose(logits, columns, key)),
         span=Span(columns, yes),
         mask_id=MASK,
         current=current,

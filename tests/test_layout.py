@@ -1,7 +1,8 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
-api, compat, infill, loading, cli, evaluate ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, propose, hooks, trace, spec
+api, compat, infill, verify, loading, cli, evaluate ──► all of these
+engine ──► samplers, cache, generation, settings, schedule, plan, drafts, pace, propose, hooks, trace, spec
+drafts ──► samplers, schedule, canvas      plan ──► canvas                        pace ──► nothing
 schedule ──► samplers, canvas, generation, settings, spec        propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
 hooks ──► canvas
@@ -20,7 +21,7 @@ from dllm.cache import CACHES
 from dllm.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "pace": set()}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -29,14 +30,16 @@ MAY_IMPORT = {
     "settings": {"spec", "errors"},
     "generation": {"spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
+    "plan": {"canvas"},
+    "drafts": {"canvas", "samplers", "schedule"},
     "propose": {"samplers", "noise", "settings"},
     "schedule": {"canvas", "generation", "samplers", "settings", "spec"},
     "samplers": {"canvas", "noise", "options", "errors"},
     "cache": {"canvas", "spec", "options", "errors"},
     "models": {"canvas", "spec", "errors"},
     "engine": {
-        *("cache", "samplers", "canvas", "errors", "generation", "hooks", "noise", "propose", "schedule", "settings"),
-        *("spec", "trace"),
+        *("cache", "samplers", "canvas", "drafts", "errors", "generation", "hooks", "noise", "pace", "plan", "propose"),
+        *("schedule", "settings", "spec", "trace"),
     },
 }
 """Part of the package -> the parts it may import, at the top of a file or inside a function. Other parts are on top."""

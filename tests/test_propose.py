@@ -11,8 +11,8 @@ P = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
 def propose(logits, **settings):
     """The proposal for one row of columns with these logits."""
     nothing = torch.tensor([], dtype=torch.long)
-    made = Proposer(Settings(**settings), nothing, torch.tensor([4]), Key(3, torch.tensor([1])))
-    return made(logits[None], torch.arange(len(logits))[None])
+    made = Proposer(Settings(**settings), nothing, torch.tensor([4]))
+    return made(logits[None], torch.arange(len(logits))[None], Key(3, torch.tensor([1])))
 
 
 def kept(**cut):

@@ -113,47 +113,6 @@ class StoredView(View):
         return keys[:, : self.n_keys], values[:, : self.n_keys]
 
 
-class ShadowView(View):
-    """Another view, and behind its rows one more for every column of a span: its shadow.
-
-    A shadow stands where the row that predicts its column stands, and sees the other shadows and all columns but its
-    own. Nobody else sees shadows, and nothing of them is stored. Their tokens stand behind the canvas, at the columns
-    `first` and after. The last W columns of a span to predict are those of the shadows.
-    """
-
-    def __init__(self, base: View, spec: ModelSpec, span: Span, lengths: list[int], first: int) -> None:
-        self.base, self.n_rows = base, base.rows.shape[1]
-        shadows = first + torch.arange(span.columns.shape[1], device=span.columns.device)
-        at = spec.predictors(span).columns
-        self.rows = torch.cat([base.rows, shadows.expand_as(at)], 1)
-        self.stand = torch.cat([base.positions, at], 1)
-        column = torch.arange(max(lengths), device=at.device)
-        seen, exists = span.columns[:, None, :, None] != column, visibility(spec, at, lengths)  # (B, 1, W, L)
-        among, reach = span.valid[:, None, None, :].expand(-1, 1, len(shadows), -1), spec.reach(at)
-        if reach is not None:
-            among = among & (at[:, None, None, :] <= reach[:, None, :, None])
-        self.shadows_see = torch.cat([seen if exists is None else seen & exists, among], -1)
-
-    @property
-    def positions(self) -> Int[Tensor, "B Q2"]:
-        return self.stand
-
-    def find(self, span: Span) -> Int[Tensor, "B W"]:
-        width = self.rows.shape[1] - self.n_rows
-        known = self.base.find(Span(span.columns[:, :-width].contiguous(), span.valid[:, :-width]))
-        shadows = self.n_rows + torch.arange(width, device=known.device)
-        return torch.cat([known, shadows.expand(len(known), -1)], 1)
-
-    def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
-    ) -> Float[Tensor, "B Q H D"]:
-        n = self.n_rows
-        keys, values = self.base.store(layer, k[:, :n], v[:, :n])
-        real = attention(q[:, :n], keys, values, self.base.visible)
-        keys, values = torch.cat([keys, k[:, n:]], 1), torch.cat([values, v[:, n:]], 1)
-        return torch.cat([real, attention(q[:, n:], keys, values, self.shadows_see)], 1)
-
-
 @dataclass(frozen=True)
 class Cache:
     """Settings of a cache, and its one rule: which columns must be computed besides the window."""
@@ -161,9 +120,22 @@ class Cache:
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)
 
+    @property
+    def drafts(self) -> bool:
+        """Whether several steps can be drafted on the store: what they read is not what the step before them wrote."""
+        return False
+
     def stale(self, state: "CacheState", window: Span) -> Bool[Tensor, "R L"]:
         """True at the columns whose stored K/V must not be used. Columns beyond a row's length do not matter."""
         raise NotImplementedError(f"{type(self).__name__} does not say which rows are stale.")
+
+    def repeated(self, state: "CacheState", window: Span) -> Bool[Tensor, "R L"]:
+        """The columns that a step of a block computes which is no refresh; asked of a cache that has drafts."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which columns a draft computes.")
+
+    def repeats(self, state: "CacheState", full: Bool[Tensor, " R"]) -> Int[Tensor, " R"]:
+        """How many such steps may follow each row's next one before a refresh is due. full: rows whose next is one."""
+        return torch.full_like(state.canvas.lengths, state.canvas.tokens.shape[1])
 
 
 class CacheState:
@@ -192,6 +164,10 @@ class CacheState:
         """Rows that moved to another block, or that were last refreshed `refresh` forwards ago."""
         moved = self.anchor != self.block
         return (moved if refresh is None else moved | (self.age >= refresh))[:, None]
+
+    def skip(self, slots: Int[Tensor, " B"], steps: Int[Tensor, " B"]) -> None:
+        """Steps were taken without forwards of their own."""
+        self.age[slots] += steps
 
     def needed(self, scope: Span, block: Span) -> Span:
         """What of a scope must be predicted in these blocks; a cache may leave out what is decided and keeps its K/V."""

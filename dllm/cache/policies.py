@@ -16,8 +16,8 @@ from dllm.spec import ModelSpec
 class Storeless(CacheState):
     """Keeps nothing, so that no memory is spent on keys and values that no forward would read."""
 
-    def __init__(self, spec: ModelSpec, canvas: Canvas) -> None:
-        self.spec, self.canvas = spec, canvas
+    def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas) -> None:
+        self.cache, self.spec, self.canvas = cache, spec, canvas
         self.keys, self.values = [], []
 
     def needed(self, scope: Span, block: Span) -> Span:
@@ -31,6 +31,8 @@ class Storeless(CacheState):
     ) -> View:
         return full_view(self.spec, lengths, plan.device)
 
+    def skip(self, slots: Int[Tensor, " B"], steps: Int[Tensor, " B"]) -> None: ...
+
     def admit(self, slot: int) -> None: ...
 
     def retire(self, keep: Int[Tensor, " R"]) -> None: ...
@@ -41,7 +43,14 @@ class NoCache(Cache):
     """Every forward computes every column, as LLaDA and Dream were published."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
-        return Storeless(spec, canvas)
+        return Storeless(self, spec, canvas)
+
+    @property
+    def drafts(self) -> bool:
+        return True
+
+    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        return state.canvas.exists
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,25 @@ class Refreshed(Cache):
                 f"refresh={self.refresh!r} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
             )
 
+    def repeats(self, state: CacheState, full: Bool[Tensor, " R"]) -> Int[Tensor, " R"]:
+        if self.refresh is None:
+            return super().repeats(state, full)
+        return (self.refresh - 1 - state.age.masked_fill(full, 0)).clamp(min=0)
+
 
 @dataclass(frozen=True)
 class PrefixCache(Refreshed):
     """Keep what stands before the block, compute the block and all that follows (Fast-dLLM, arXiv:2505.22618)."""
 
+    @property
+    def drafts(self) -> bool:
+        return True
+
     def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
-        return state.due(self.refresh) | (state.canvas.columns >= window.columns[:, :1])
+        return state.due(self.refresh) | self.repeated(state, window)
+
+    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        return (state.canvas.columns >= window.columns[:, :1]) & state.canvas.exists
 
 
 @dataclass(frozen=True)
@@ -78,3 +99,10 @@ class DualCache(Refreshed):
 
     def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         return state.due(self.refresh).expand(-1, state.canvas.tokens.shape[1])
+
+    @property
+    def drafts(self) -> bool:
+        return not self.skip_decoded
+
+    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        return window.mask(state.canvas.tokens.shape[1])

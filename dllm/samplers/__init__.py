@@ -10,6 +10,7 @@ from dllm.samplers.base import Needs, Prediction, Sampler
 from dllm.samplers.credit import Credit
 from dllm.samplers.dream import Entropy, MaskgitPlus, Origin, TopkMargin
 from dllm.samplers.entropy import DParallel, EntropyBound
+from dllm.samplers.freedave import FreeDave
 from dllm.samplers.hierarchy import Hierarchy
 from dllm.samplers.klass import Klass
 from dllm.samplers.localleap import LocalLeap
@@ -30,6 +31,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "eb": EntropyBound,
     "klass": Klass,
     "wino": Wino,
+    "freedave": FreeDave,
     "credit": Credit,
     "hierarchy": Hierarchy,
     "sliding": Sliding,
@@ -81,6 +83,7 @@ __all__ = [
     "Entropy",
     "EntropyBound",
     "Factor",
+    "FreeDave",
     "Hierarchy",
     "Klass",
     "LocalLeap",

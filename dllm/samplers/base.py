@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -142,8 +143,30 @@ class Prediction(Proposal):
 
     def proposing(self, logits: Float[Tensor, "B W V"]) -> "Prediction":
         """The same prediction with these logits instead of the model's."""
-        proposal = self.propose(logits, columns=self.span.columns)
+        proposal = self.propose(logits, self.span.columns, self.key)
         return replace(self, **{f.name: getattr(proposal, f.name) for f in fields(Proposal)})
+
+    def of_rows(self, rows: Int[Tensor, " B2"]) -> "Prediction":
+        """The prediction of these rows, in this order."""
+        parts: dict[str, Any] = {f.name: part[rows] for f in fields(self) if isinstance(part := getattr(self, f.name), Tensor)}
+        recall = replace(self.recall, rows=self.recall.rows[rows], fresh=self.recall.fresh[rows])
+        return replace(
+            self, **parts, span=self.span[rows], key=Key(self.key.seed, self.key.requests[rows]), recall=recall
+        )
+
+    def seen_from(
+        self,
+        current: Int[Tensor, "B W"],
+        step: Int[Tensor, " B"],
+        block_step: Int[Tensor, " B"],
+        quota: Int[Tensor, " B"],
+    ) -> "Prediction":
+        """The same prediction from further along: other tokens stand in the span, and more steps are taken."""
+        made = replace(self, current=current, step=step, block_step=block_step, quota=quota)
+        # What is derived from the logits alone need not be derived again.
+        kept = ("entropy", "gap", "wide_logits")
+        vars(made).update({name: vars(self)[name] for name in kept if name in vars(self)})
+        return made
 
     def of_columns(self, place: Int[Tensor, "B W2"], span: Span) -> "Prediction":
         """The part that stands at these places: the prediction of another span."""
@@ -176,6 +199,12 @@ class Needs:
     """Its rule reads decided columns too, so that no cache may leave them out of the prediction."""
     noise: bool = False
     """It draws, at temperature 0 too."""
+    memory: bool = False
+    """It keeps something in `recall`, so that its steps cannot be tried out as drafts."""
+    drafts: int = 1
+    """Drafts of a step, the canvas itself included, where the caller does not give a number."""
+    subset: bool = False
+    """A draft is accepted once all that it reveals is confirmed, whatever else would be revealed; lossy."""
 
 
 class Sampler:

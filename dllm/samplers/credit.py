@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dllm.samplers.base import Prediction, Sampler, check_at_least, check_probability
+from dllm.samplers.base import Needs, Prediction, Sampler, check_at_least, check_probability
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Credit(Sampler):
         check_probability("decay", self.decay, "forget at once", "never forget")
         check_at_least("weight", self.weight, 0, "how much credit raises logits; 0 is the threshold rule")
         check_at_least("power", self.power, 0, "0 gives every prediction the same credit")
+
+    def needs(self) -> Needs:
+        return Needs(memory=True)
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         best, token = p.wide_logits.softmax(-1).max(-1, keepdim=True)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dllm.samplers.base import Prediction, Sampler, check_at_least, check_probability, check_whole
+from dllm.samplers.base import Needs, Prediction, Sampler, check_at_least, check_probability, check_whole
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Klass(Sampler):
         check_probability("conf_threshold", self.conf_threshold, "stability alone", "the schedule alone")
         check_at_least("kl_threshold", self.kl_threshold, 0, "a divergence in nats; 0 leaves the schedule alone")
         check_whole("history", self.history, 1, "steps without change")
+
+    def needs(self) -> Needs:
+        return Needs(memory=True)
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         log_p = p.wide_logits.log_softmax(-1)

@@ -27,7 +27,7 @@ class Wino(Sampler):
         check_probability("threshold_back", self.threshold_back, "take nothing back", "take back all that is allowed")
 
     def needs(self) -> Needs:
-        return Needs(revoking=True, shadows=True, decided=True)
+        return Needs(revoking=True, shadows=True, decided=True, memory=True)
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         assert p.shadow is not None  # asked for above

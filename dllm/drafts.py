@@ -1,0 +1,146 @@
+"""Draft and verify: compute the next steps together with this one, and keep those that come true.
+
+What a step was decided on also says something about the steps after it: asked again, from further along, the sampler
+drafts them. The next forward computes the canvas and its drafts side by side. What the sampler then chooses for the
+canvas is what it would have chosen without drafts; where a draft shows the same tokens, its own prediction is that of
+the next step, which so needs no forward. Tokens are those of decoding without drafts, whatever the drafts are worth
+(FreeDave, arXiv:2510.00294). Shape letters: R rows in flight, B rows of one forward, N drafts, L canvas, W span.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dllm.canvas import Canvas
+from dllm.samplers.base import Prediction, Sampler
+from dllm.schedule import Rows
+
+
+class Drafts:
+    """The drafts of the rows in flight. Draft 0 is the canvas itself and is not kept here."""
+
+    def __init__(self, canvas: Canvas, most: int) -> None:
+        self.tokens = canvas.tokens[:, None].repeat(1, most - 1, 1)
+        """(R, N - 1, L)"""
+        self.count = torch.ones_like(canvas.lengths)
+        """How many drafts each row has, the canvas included. (R,)"""
+
+    def canvases(self, canvas: Canvas, index: Int[Tensor, " B"], n: int) -> Int[Tensor, "B {n} L"]:
+        """The canvas and the drafts of some rows; those that a row does not have hold anything."""
+        return torch.cat([canvas.tokens[index][:, None], self.tokens[index, : n - 1]], 1)
+
+    def make(
+        self,
+        sampler: Sampler,
+        p: Prediction,
+        current: Int[Tensor, "B W"],
+        rows: Rows,
+        canvas: Canvas,
+        index: Int[Tensor, " B"],
+        n: int,
+    ) -> None:
+        """Draft the next steps of some rows, from the prediction that they were last decided on.
+
+        current: what stands in its span now. rows: their counters now. A draft that leaves nothing to reveal in the
+        block is none: what follows it has another block, of which this prediction knows nothing.
+        """
+        now, first = canvas.tokens[index], current
+        count, alive = torch.ones_like(index), index >= 0
+        for i in range(n - 1):
+            p = seen_by(p, current, rows.ahead(i))
+            after = sampler(p)
+            alive &= ((after == p.mask_id) & p.masked).any(1)
+            count += alive
+            change = (after - first).masked_fill(~p.span.valid, 0)  # see Canvas.write
+            self.tokens[index, i] = now.scatter_add(1, p.span.columns, change)
+            current = after
+        self.count[index] = count
+
+    def forget(self, slot: int) -> None:
+        """Another prompt has taken the row."""
+        self.count[slot] = 1
+
+    def keep_only(self, rows: Int[Tensor, " R"]) -> None:
+        """Only these rows go on, in this order."""
+        self.tokens, self.count = self.tokens[rows], self.count[rows]
+
+
+def seen_by(p: Prediction, current: Int[Tensor, "B W"], rows: Rows) -> Prediction:
+    """The prediction at these tokens and these counters."""
+    return p.seen_from(current, rows.step, rows.block_step, rows.quota)
+
+
+def follow(
+    drafts: Int[Tensor, "B N W"],
+    after: Int[Tensor, "B W"],
+    at: Int[Tensor, " B"],
+    there: Bool[Tensor, "B N"],
+    p: Prediction,
+    subset: bool,
+) -> Int[Tensor, " B"]:
+    """The draft that comes true when the rows, which stand at the drafts `at`, go on to `after`; -1 where none does.
+
+    It shows the same tokens, or with `subset` it shows some of them and else masks; of several, the last.
+    """
+    same = (drafts == after[:, None]) | ~p.span.valid[:, None]
+    if subset:
+        same |= (drafts == p.mask_id) & p.open[:, None]
+    number = torch.arange(drafts.shape[1], device=at.device)
+    found = same.all(-1) & there & (number > at[:, None])
+    return torch.where(found, number, -1).amax(1)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of the rows of a forward, several steps at once where drafts came true."""
+
+    p: Prediction
+    """What the last of the steps was decided on."""
+    before: Int[Tensor, "B W"]
+    after: Int[Tensor, "B W"]
+    confidence: Float[Tensor, "B W"]
+    """Of every revealed token, when it was."""
+    lengths: Int[Tensor, " B"]
+    more: Int[Tensor, " B"]
+    """How many steps besides the first."""
+
+
+Choose = Callable[[Prediction], tuple[Tensor, Tensor]]
+"""From a prediction of some rows to the next tokens of its span, and to how long the rows are then."""
+
+
+def decide(
+    every: Prediction,
+    choose: Choose,
+    rows: Rows,
+    drafted: Int[Tensor, " B"],
+    lengths: Int[Tensor, " B"],
+    subset: bool,
+) -> Decision:
+    """What is chosen; and while a draft shows just that, what is chosen next, from that draft on.
+
+    every: the predictions of all drafts, those of a row together. rows: the counters. drafted: how many drafts count.
+    lengths: how long the rows are. subset: see `follow`.
+    """
+    n, more = len(every.current) // len(drafted), torch.zeros_like(drafted)
+    if n == 1:
+        after, ends = choose(every)
+        return Decision(every, every.current, after, every.confidence, ends, more)
+    drafts, at = every.current.view(len(drafted), n, -1), torch.zeros_like(drafted)
+    there = torch.arange(n, device=at.device) < drafted[:, None]
+    first = torch.arange(len(drafted), device=at.device) * n
+    confidence = every.confidence[first]
+    for _ in range(n):
+        p = every.of_rows(first + at)
+        p = seen_by(p, p.current, rows.ahead(more))
+        after, ends = choose(p)
+        confidence = torch.where(after == p.current, confidence, p.confidence)
+        true = follow(drafts, after, at, there, p, subset)
+        came_true = (true >= 0) & (ends == lengths)  # a row that an end of text has cut is another row
+        if at.device.type == "cpu" and not came_true.any():  # on a GPU looking would cost more than going on
+            break
+        at, more = torch.where(came_true, true, at), more + came_true
+    return Decision(p, drafts[:, 0], after, confidence, ends, more)
