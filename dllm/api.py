@@ -147,6 +147,10 @@ def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Setting
         )
     if drafts != 1 and hooks:
         raise DllmError(f"hooks see every step, of which drafts={drafts} takes several at a time; give drafts=1.")
+    if settings.eager and drafts == 1:
+        raise DllmError(f"eager=True drafts the next block, but {sampler} has no drafts; give drafts=2 or more.")
+    if settings.eager and not isinstance(cache, dllm.cache.NoCache):
+        raise DllmError(f"eager=True drafts the next block, which {cache} begins with a refresh; give cache='none'.")
     if hooks and not isinstance(cache, dllm.cache.NoCache):
         raise DllmError(f"hooks see and change whole rows, which {cache} would not notice; give cache='none'.")
 

@@ -91,7 +91,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Sequence[str], **defaul
         elif name == "stop":
             parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=f"{text}; may be repeated")
         else:
-            kind = "FLOAT" if float in (hints[name], *get_args(hints[name])) else "INT"
+            kinds = (hints[name], *get_args(hints[name]))
+            kind = "FLOAT" if float in kinds else "INT|NAME" if str in kinds else "INT"
             text += "" if usual[name] is None else f" [{usual[name]}]"
             parser.add_argument(f"--{name}", default=usual[name], metavar=kind, help=text)
 

@@ -25,6 +25,8 @@ class Drafts:
     def __init__(self, canvas: Canvas, most: int) -> None:
         self.tokens = canvas.tokens[:, None].repeat(1, most - 1, 1)
         """(R, N - 1, L)"""
+        self.beyond = torch.zeros_like(self.tokens[..., 0], dtype=torch.bool)
+        """Drafts that stand in the next block already. (R, N - 1)"""
         self.count = torch.ones_like(canvas.lengths)
         """How many drafts each row has, the canvas included. (R,)"""
 
@@ -45,18 +47,20 @@ class Drafts:
         """Draft the next steps of some rows, from the prediction that they were last decided on.
 
         current: what stands in its span now. rows: their counters now. A draft that leaves nothing to reveal in the
-        block is none: what follows it has another block, of which this prediction knows nothing.
+        block is one only if the next block is known, and predicted.
         """
-        now, first = canvas.tokens[index], current
+        now, first, start = canvas.tokens[index], current, rows.block_start
         count, alive = torch.ones_like(index), index >= 0
         for i in range(n - 1):
-            p = seen_by(p, current, rows.ahead(i))
-            after = sampler(p)
-            alive &= ((after == p.mask_id) & p.masked).any(1)
+            p = seen_by(p, current, rows)
+            current = sampler(p)
+            left = ((current == p.mask_id) & p.masked).any(1)
+            begin, rows = rows.block_start, rows.ahead(1).into_next(~left)
+            alive &= left | (rows.block_start != begin)
             count += alive
-            change = (after - first).masked_fill(~p.span.valid, 0)  # see Canvas.write
+            change = (current - first).masked_fill(~p.span.valid, 0)  # see Canvas.write
             self.tokens[index, i] = now.scatter_add(1, p.span.columns, change)
-            current = after
+            self.beyond[index, i] = rows.block_start != start
         self.count[index] = count
 
     def forget(self, slot: int) -> None:
@@ -65,12 +69,15 @@ class Drafts:
 
     def keep_only(self, rows: Int[Tensor, " R"]) -> None:
         """Only these rows go on, in this order."""
-        self.tokens, self.count = self.tokens[rows], self.count[rows]
+        self.tokens, self.beyond, self.count = self.tokens[rows], self.beyond[rows], self.count[rows]
 
 
 def seen_by(p: Prediction, current: Int[Tensor, "B W"], rows: Rows) -> Prediction:
     """The prediction at these tokens and these counters."""
-    return p.seen_from(current, rows.step, rows.block_step, rows.quota)
+    columns = p.span.columns
+    block = (columns >= rows.block_start[:, None]) & (columns < rows.block_stop[:, None])
+    counters = {name: getattr(rows, name) for name in ("step", "block_step", "block_steps", "quota")}
+    return p.seen_from(current, block=block, **counters)
 
 
 def follow(
@@ -104,8 +111,8 @@ class Decision:
     confidence: Float[Tensor, "B W"]
     """Of every revealed token, when it was."""
     lengths: Int[Tensor, " B"]
-    more: Int[Tensor, " B"]
-    """How many steps besides the first."""
+    rows: Rows
+    """The counters at the last of the steps."""
 
 
 Choose = Callable[[Prediction], tuple[Tensor, Tensor]]
@@ -117,30 +124,34 @@ def decide(
     choose: Choose,
     rows: Rows,
     drafted: Int[Tensor, " B"],
+    beyond: Bool[Tensor, "B _"],
     lengths: Int[Tensor, " B"],
     subset: bool,
 ) -> Decision:
     """What is chosen; and while a draft shows just that, what is chosen next, from that draft on.
 
     every: the predictions of all drafts, those of a row together. rows: the counters. drafted: how many drafts count.
-    lengths: how long the rows are. subset: see `follow`.
+    beyond: which of those behind the canvas stand in the next block. lengths: how long the rows are. subset: as of
+    `follow`.
     """
-    n, more = len(every.current) // len(drafted), torch.zeros_like(drafted)
+    n = len(every.current) // len(drafted)
     if n == 1:
         after, ends = choose(every)
-        return Decision(every, every.current, after, every.confidence, ends, more)
+        return Decision(every, every.current, after, every.confidence, ends, rows)
     drafts, at = every.current.view(len(drafted), n, -1), torch.zeros_like(drafted)
     there = torch.arange(n, device=at.device) < drafted[:, None]
     first = torch.arange(len(drafted), device=at.device) * n
     confidence = every.confidence[first]
     for _ in range(n):
         p = every.of_rows(first + at)
-        p = seen_by(p, p.current, rows.ahead(more))
+        p = seen_by(p, p.current, rows)
         after, ends = choose(p)
         confidence = torch.where(after == p.current, confidence, p.confidence)
         true = follow(drafts, after, at, there, p, subset)
         came_true = (true >= 0) & (ends == lengths)  # a row that an end of text has cut is another row
         if at.device.type == "cpu" and not came_true.any():  # on a GPU looking would cost more than going on
             break
-        at, more = torch.where(came_true, true, at), more + came_true
-    return Decision(p, drafts[:, 0], after, confidence, ends, more)
+        at = torch.where(came_true, true, at)
+        there_now = (at > 0) & beyond.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
+        rows = rows.ahead(came_true.long()).into_next(there_now)
+    return Decision(p, drafts[:, 0], after, confidence, ends, rows)

@@ -17,7 +17,7 @@ from torch import Tensor
 from dllm.cache.base import Cache, CacheState
 from dllm.cache.side import draft_view, shadow_view
 from dllm.canvas import Span
-from dllm.drafts import Drafts, decide
+from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
 from dllm.generation import Generation, Request
 from dllm.hooks import Hooks
@@ -99,6 +99,8 @@ class Run:
         scope = self.states[0].needed(wanted, at.block)
         if self.needs.decided:
             scope = wanted
+        elif self.settings.eager and wanted is at.block:
+            scope = at.two_blocks
         window = self.spec.window(scope)
         columns = self.states[0].plan(window)
         start = at.block.columns[:, 0]
@@ -107,10 +109,23 @@ class Run:
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
         again, drafted = self.drafted(columns, window, to_the_end, at.entered)
         lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
-        lists += [canvas.lengths, to_the_end, scope.valid.sum(1), drafted, again.sum(1), schedule.rows.step]
-        done, undecided, counts, broken, entered, starts, masked, lengths, ends, widths, drafts, againsts, steps = (
-            torch.stack(lists).tolist()
-        )
+        lists += [canvas.lengths, to_the_end, scope.valid.sum(1), drafted, again.sum(1), schedule.rows.step, at.behind]
+        (
+            done,
+            undecided,
+            counts,
+            broken,
+            entered,
+            starts,
+            masked,
+            lengths,
+            ends,
+            widths,
+            drafts,
+            againsts,
+            steps,
+            behind,
+        ) = torch.stack(lists).tolist()
         self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         self.measure(steps)
         for slot in range(len(done)):
@@ -118,6 +133,9 @@ class Run:
         if not any(done):
             for slot in (slot for slot, new in enumerate(entered) if new):
                 schedule.enter(slot, starts[slot], masked[slot])
+            if self.settings.eager:
+                for slot in (slot for slot, start in enumerate(starts) if schedule.known[slot] != start):
+                    schedule.foresee(slot, starts[slot], behind[slot])
             known = (counts, lengths, starts, undecided, ends, widths, drafts)
             return Plan(at.block, scope, window, columns, *known, drafted, again, againsts)
         taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])
@@ -330,6 +348,7 @@ class Run:
             lambda p: self.choose(p, place, scope, index),
             schedule.rows[index],
             plan.drafted[index],
+            self.drafts.beyond[index],
             canvas.lengths[index],
             self.needs.subset,
         )
@@ -340,16 +359,11 @@ class Run:
         for row in rows:
             left = schedule.budget[row] if self.needs.revoking else plan.undecided[row]
             schedule.budget[row] = left - 1
-        schedule.rows.step[index] += made.more + 1
-        schedule.rows.block_step[index] += made.more + 1
-        if self.n_drafts > 1:
-            for state in self.states:
-                state.skip(index, made.more)
-            part, current = p, made.after
-            if place is not None:
-                part, current = p.of_columns(place, scope), current.gather(1, place)
-            n = self.pace.drafts if self.pace else self.n_drafts
-            self.drafts.make(self.sampler, part, current, schedule.rows[index], canvas, index, n)
+        if self.n_drafts == 1:
+            schedule.rows.step[index] += 1
+            schedule.rows.block_step[index] += 1
+        else:
+            self.look_ahead(made, place, scope, index)
         requests, seconds = [schedule.slots[row] for row in rows], time.perf_counter() - self.began
         step = Step(self.forwards - 1, requests, p.span, made.before, made.after, made.confidence, seconds)
         for observer in self.observers:
@@ -357,6 +371,21 @@ class Run:
         if self.hooks:
             self.hooks.see_tokens(schedule.rows.step[index] - 1, canvas, index, p.logits)
         return step
+
+    def look_ahead(
+        self, made: Decision, place: Int[Tensor, "B W"] | None, scope: Span, index: Int[Tensor, " B"]
+    ) -> None:
+        """Note the steps that were taken, and draft the next ones."""
+        schedule, p, current = self.schedule, made.p, made.after
+        for state in self.states:
+            state.skip(index, made.rows.step - schedule.rows.step[index])
+        left = ((current == p.mask_id) & p.masked).any(1)
+        now = made.rows.ahead(1).into_next(~left)
+        schedule.rows.put(index, now)
+        if place is not None:
+            p, current = p.of_columns(place, scope), current.gather(1, place)
+        n = self.pace.drafts if self.pace else self.n_drafts
+        self.drafts.make(self.sampler, p, current, now, schedule.canvas, index, n)
 
     def result(self) -> Generation:
         """What was generated. Raises RuntimeError while rows are still in progress."""

@@ -49,6 +49,11 @@ class Rows:
     """The present block's share of `steps`."""
     quotas: Int[Tensor, "R T"]
     """How many tokens a schedule reveals in each step of the present block; 1 after its last."""
+    block_stop: Int[Tensor, " R"]
+    """Where the present block ends."""
+    next_steps: Int[Tensor, " R"]
+    """The next block's share of `steps`; 0 where it is not known, or there is none."""
+    next_quotas: Int[Tensor, "R T"]
     broken: Bool[Tensor, " R"]
     """True once the model has returned NaN for the row."""
 
@@ -57,11 +62,31 @@ class Rows:
         """Rows whose answers have at most `width` columns."""
         zeros = torch.zeros(n_rows, dtype=torch.long, device=device)
         ones = torch.ones(n_rows, width + 1, dtype=torch.long, device=device)
-        return cls(zeros, zeros.clone(), zeros + 1, zeros - 1, zeros.clone(), zeros + 1, ones, zeros.bool())
+        counters = (zeros, zeros.clone(), zeros + 1, zeros - 1, zeros.clone(), zeros + 1, ones)
+        return cls(*counters, zeros.clone(), zeros.clone(), ones.clone(), zeros.bool())
 
     def ahead(self, steps: int | Int[Tensor, " R"]) -> "Rows":
         """The same rows so many steps further along in their blocks."""
         return replace(self, step=self.step + steps, block_step=self.block_step + steps)
+
+    def into_next(self, where: Bool[Tensor, " R"]) -> "Rows":
+        """The same rows, some of them at the beginning of their next block, where that is known."""
+        where = where & (self.next_steps > 0)
+        return replace(
+            self,
+            block_start=torch.where(where, self.block_stop, self.block_start),
+            block_stop=torch.where(where, 2 * self.block_stop - self.block_start, self.block_stop),
+            block_step=self.block_step.masked_fill(where, 0),
+            block_steps=torch.where(where, self.next_steps, self.block_steps),
+            quotas=torch.where(where[:, None], self.next_quotas, self.quotas),
+            next_steps=self.next_steps.masked_fill(where, 0),
+        )
+
+    def put(self, index: Int[Tensor, " B"], rows: "Rows") -> None:
+        """Put other counters in the place of some rows'."""
+        for f in fields(self):
+            if f.name != "broken":
+                getattr(self, f.name)[index] = getattr(rows, f.name)
 
     @property
     def quota(self) -> Int[Tensor, " R"]:
@@ -86,6 +111,10 @@ class Position:
     """Masked columns in the row."""
     done: Bool[Tensor, " R"]
     """Rows with nothing left to decide."""
+    two_blocks: Span
+    """The block and the one behind it."""
+    behind: Int[Tensor, " R"]
+    """Masked columns in the latter."""
 
 
 class Schedule:
@@ -109,6 +138,8 @@ class Schedule:
         self.rows = Rows.empty(n_rows, width, device)
         self.slots = [-1] * n_rows
         """The request that each row works on."""
+        self.known = [-1] * n_rows
+        """The block start of each row for which the next block is known."""
         self.budget = [0] * n_rows
         """How many masks each row may have left when it is looked at next; every step must bring it down."""
         for slot in range(n_rows):
@@ -126,6 +157,7 @@ class Schedule:
         canvas.free_from[slot] = n + request.free(canvas.mask_id)
         rows.key[slot], rows.step[slot], rows.block_start[slot] = request.key, 0, -1
         rows.steps[slot] = self.settings.steps or len(request.answer)
+        rows.next_steps[slot], self.known[slot] = 0, -1
         self.slots[slot], self.budget[slot] = index, len(request.answer)
 
     def position(self) -> Position:
@@ -143,19 +175,36 @@ class Schedule:
         stop = (start + block_length).minimum(canvas.lengths)
         block = Span.between(start, stop, min(block_length, canvas.answer_width))
         masked = ((canvas.read(block) == canvas.mask_id) & block.valid).sum(1)
-        return Position(block, start != self.rows.block_start, masked, undecided.sum(1), done)
+        end = (start + 2 * block_length).minimum(canvas.lengths)
+        two_blocks = Span.between(start, end, min(2 * block_length, canvas.answer_width))
+        both = (undecided & (canvas.columns < end[:, None]) & (canvas.columns >= start[:, None])).sum(1)
+        return Position(
+            block, start != self.rows.block_start, masked, undecided.sum(1), done, two_blocks, both - masked
+        )
 
     def enter(self, slot: int, start: int, masked: int) -> None:
-        """A row has come to the block at column `start`: note its share of the steps by columns, at least one."""
-        request, rows = self.requests[self.slots[slot]], self.rows
+        """A row has come to the block at column `start`."""
+        rows = self.rows
+        rows.block_start[slot], rows.block_stop[slot], rows.block_step[slot] = start, start + self.block_length, 0
+        rows.block_steps[slot], rows.next_steps[slot] = self.plan(slot, start, masked, rows.quotas), 0
+
+    def foresee(self, slot: int, start: int, masked: int) -> None:
+        """What comes behind the block at column `start`: another one, with so many masks, if any."""
+        self.known[slot] = start
+        if masked:
+            self.rows.next_steps[slot] = self.plan(slot, start + self.block_length, masked, self.rows.next_quotas)
+
+    def plan(self, slot: int, start: int, masked: int, quotas: Int[Tensor, "R T"]) -> int:
+        """A block's share of the steps by columns, at least one, and the quota of each of them."""
+        request = self.requests[self.slots[slot]]
         total = len(request.answer)
         steps, begin = self.settings.steps or total, start - len(request.prompt)
         end = min(begin + self.block_length, total)
         share = max(1, end * steps // total - begin * steps // total)
-        quotas = self.sampler.quotas(masked, share)
-        rows.block_start[slot], rows.block_step[slot], rows.block_steps[slot] = start, 0, share
-        rows.quotas[slot] = 1
-        rows.quotas[slot, : len(quotas)] = torch.tensor(quotas, device=self.device)
+        found = self.sampler.quotas(masked, share)
+        quotas[slot] = 1
+        quotas[slot, : len(found)] = torch.tensor(found, device=self.device)
+        return share
 
     def release(self, done: Sequence[int]) -> tuple[list[int], Int[Tensor, " R"] | None]:
         """Record finished rows. Returns the rows that new prompts took, and who stays if some are gone for good."""
@@ -177,6 +226,7 @@ class Schedule:
         self.canvas.keep_only(keep)
         self.rows = self.rows[keep]
         self.slots, self.budget = [self.slots[s] for s in left], [self.budget[s] for s in left]
+        self.known = [self.known[s] for s in left]
         return taken, keep
 
     def filled(self, request: Request, answer: list[int]) -> list[int]:

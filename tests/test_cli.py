@@ -172,10 +172,12 @@ def test_options_are_the_fields_of_settings():
         "--logits_eos_inf",
         "--stop=s",
         "--num_samples=2",
+        "--drafts=4",
+        "--eager",
         "--batch_size=9",
     ]
     given = arguments.settings_of(arguments.read(["generate", *argv]))
-    assert list(given.values()) == [5, 2, 3, 0.5, 0.9, 3, 1.0, 4, 7, False, 0.8, True, False, ["s"], 2, 9]
+    assert list(given.values()) == [5, 2, 3, 0.5, 0.9, 3, 1.0, 4, 7, False, 0.8, True, False, ["s"], 2, 4, True, 9]
     assert [type(given[n]) for n in ("gen_length", "temperature", "seed")] == [int, float, int]
 
 
@@ -222,6 +224,7 @@ def test_every_option_has_a_help_and_every_field_a_docstring(capsys):
         hidden = [a for a in parser._actions if not a.help or a.help is argparse.SUPPRESS]
         assert {a.option_strings[0] for a in hidden} <= {
             "--no_eos_early_stop",
+            "--no_eager",
             "--no_logits_eos_inf",
             "--no_confidence_eos_eot_inf",
         }

@@ -45,13 +45,15 @@ asked = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@settings(max_examples=14, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(st.sampled_from(list(MODELS)), st.sampled_from(CACHES_TRIED), st.sampled_from([2, 3, 4, 8]), prompts, asked)
 def test_drafts_change_the_forwards_but_not_the_tokens(tiny, sampler, of, cache, n, prompts, asked):
-    """Eight ragged rows in every example: 17 samplers x 15 examples are 2,040 rows."""
+    """Eight ragged rows in every example: 16 samplers x 16 examples are 2,048 rows."""
     model = tiny(**MODELS[of])
     cache = cache if model.spec.cacheable else "none"
-    plain, drafted = (generate(model, prompts, sampler, cache, drafts=d, **asked) for d in (1, n))
+    eager = cache == "none" and asked["seed"] % 2 == 0
+    plain = generate(model, prompts, sampler, cache, drafts=1, **asked)
+    drafted = generate(model, prompts, sampler, cache, drafts=n, eager=eager, **asked)
     assert torch.equal(plain.tokens, drafted.tokens) and torch.equal(plain.answer_tokens, drafted.answer_tokens)
     assert (drafted.nfe <= plain.nfe).all() and (plain.steps == plain.nfe).all()
     # A row that has come to its end of text within a forward may take some steps more.
@@ -66,6 +68,24 @@ def test_drafts_spare_forwards_and_are_counted(model, cache):
     assert plain.accepted == 0 and 0.2 < drafted.accepted <= 1
     assert drafted.accepted == float((24 - drafted.nfe).sum() / drafted.drafted.sum())
     assert (drafted.rows > plain.rows * drafted.nfe / 24).all()  # the columns of all drafts are told
+
+
+def test_eager_drafts_go_on_into_the_next_block(model):
+    ask = {"gen_length": 24, "block_length": 4, "eos_early_stop": False, "seed": 0}
+    plain, patient, eager = (
+        generate(model, cases.PROMPTS, "random", "none", **ask, **kind)
+        for kind in ({}, {"drafts": 8}, {"drafts": 8, "eager": True})
+    )
+    assert torch.equal(plain.tokens, eager.tokens) and eager.steps.tolist() == plain.steps.tolist() == [24] * 4
+    assert eager.nfe.sum() < patient.nfe.sum() < plain.nfe.sum()
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_eager_drafts_need_a_cache_without_refreshes(model, cache):
+    with pytest.raises(DllmError, match=r"eager=True drafts the next block, which .* begins with a refresh.*'none'"):
+        generate(model, [3], "static", cache, drafts=4, eager=True, gen_length=4)
+    with pytest.raises(DllmError, match=r"eager=True drafts the next block, but Static.* no drafts; give drafts=2"):
+        generate(model, [3], "static", "none", eager=True, gen_length=4)
 
 
 @pytest.mark.parametrize("n", [2, 4, 7])
@@ -171,7 +191,7 @@ def at_most(drafts, after, at=0, there=None, subset=False):
     """Which draft comes true; 9 is a mask."""
     drafts, n = torch.tensor([drafts]), len(drafts)
     p = cases.example([0.5] * len(after), decided=[])
-    p = p.seen_from(drafts[:, at], p.step, p.block_step, p.quota)
+    p = p.seen_from(drafts[:, at])
     object.__setattr__(p, "mask_id", 9)
     there = torch.tensor([[True] * n if there is None else there])
     return int(follow(drafts, torch.tensor([after]), torch.tensor([at]), there, p, subset))

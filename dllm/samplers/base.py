@@ -154,15 +154,9 @@ class Prediction(Proposal):
             self, **parts, span=self.span[rows], key=Key(self.key.seed, self.key.requests[rows]), recall=recall
         )
 
-    def seen_from(
-        self,
-        current: Int[Tensor, "B W"],
-        step: Int[Tensor, " B"],
-        block_step: Int[Tensor, " B"],
-        quota: Int[Tensor, " B"],
-    ) -> "Prediction":
-        """The same prediction from further along: other tokens stand in the span, and more steps are taken."""
-        made = replace(self, current=current, step=step, block_step=block_step, quota=quota)
+    def seen_from(self, current: Int[Tensor, "B W"], **where: Tensor) -> "Prediction":
+        """The same prediction from further along: other tokens stand in the span. where: block and counters then."""
+        made = replace(self, current=current, **where)  # type: ignore[arg-type]  # tensors, all of them
         # What is derived from the logits alone need not be derived again.
         kept = ("entropy", "gap", "wide_logits")
         vars(made).update({name: vars(self)[name] for name in kept if name in vars(self)})
