@@ -8,7 +8,7 @@ the next step, which so needs no forward. Tokens are those of decoding without d
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -154,4 +154,6 @@ def decide(
         at = torch.where(came_true, true, at)
         there_now = (at > 0) & beyond.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
         rows = rows.ahead(came_true.long()).into_next(there_now)
+    # In a row that an end of text has cut, the next block is not what was planned.
+    rows = replace(rows, next_steps=rows.next_steps.masked_fill(ends < lengths, 0))
     return Decision(p, drafts[:, 0], after, confidence, ends, rows)

@@ -134,8 +134,8 @@ class Run:
             for slot in (slot for slot, new in enumerate(entered) if new):
                 schedule.enter(slot, starts[slot], masked[slot])
             if self.settings.eager:
-                for slot in (slot for slot, start in enumerate(starts) if schedule.known[slot] != start):
-                    schedule.foresee(slot, starts[slot], behind[slot])
+                for slot, next_block in enumerate(zip(starts, behind, strict=True)):
+                    schedule.foresee(slot, *next_block)
             known = (counts, lengths, starts, undecided, ends, widths, drafts)
             return Plan(at.block, scope, window, columns, *known, drafted, again, againsts)
         taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])

@@ -138,8 +138,8 @@ class Schedule:
         self.rows = Rows.empty(n_rows, width, device)
         self.slots = [-1] * n_rows
         """The request that each row works on."""
-        self.known = [-1] * n_rows
-        """The block start of each row for which the next block is known."""
+        self.known = [(-1, 0)] * n_rows
+        """The block of each row and the masks behind it for which its next block is planned."""
         self.budget = [0] * n_rows
         """How many masks each row may have left when it is looked at next; every step must bring it down."""
         for slot in range(n_rows):
@@ -157,7 +157,7 @@ class Schedule:
         canvas.free_from[slot] = n + request.free(canvas.mask_id)
         rows.key[slot], rows.step[slot], rows.block_start[slot] = request.key, 0, -1
         rows.steps[slot] = self.settings.steps or len(request.answer)
-        rows.next_steps[slot], self.known[slot] = 0, -1
+        rows.next_steps[slot], self.known[slot] = 0, (-1, 0)
         self.slots[slot], self.budget[slot] = index, len(request.answer)
 
     def position(self) -> Position:
@@ -190,7 +190,9 @@ class Schedule:
 
     def foresee(self, slot: int, start: int, masked: int) -> None:
         """What comes behind the block at column `start`: another one, with so many masks, if any."""
-        self.known[slot] = start
+        if self.known[slot] == (start, masked):
+            return
+        self.known[slot], self.rows.next_steps[slot] = (start, masked), 0
         if masked:
             self.rows.next_steps[slot] = self.plan(slot, start + self.block_length, masked, self.rows.next_quotas)
 
