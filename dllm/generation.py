@@ -128,8 +128,11 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]  # and that these are many; each is checked on its own
 
 
-def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
-    """One prompt as token ids; text becomes a user's turn where the tokenizer has a chat template."""
+def token_ids(model: Model, prompt: Prompt, chat: bool, prefix: str = "") -> list[int]:
+    """One prompt as token ids; text becomes a user's turn where the tokenizer has a chat template.
+
+    prefix: text with which the answer begins, written after the prompt and tokenized with it.
+    """
     spec, tokenizer = model.spec, model.tokenizer
     messages = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
     if isinstance(prompt, str) or messages:
@@ -141,8 +144,8 @@ def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
             prompt = [{"role": "user", "content": prompt}]
         if not isinstance(prompt, str):
             prompt = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-            return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        encoded = list(tokenizer(prompt)["input_ids"])
+            return list(tokenizer(prompt + prefix, add_special_tokens=False)["input_ids"])
+        encoded = list(tokenizer(prompt + prefix)["input_ids"])
         if not encoded:
             raise DllmError(f"the prompt {prompt!r} has no tokens; give some text.")
         return encoded
