@@ -15,7 +15,7 @@ from dllm.cache.base import Cache
 from dllm.engine import Run
 from dllm.errors import DllmError
 from dllm.evaluate.tasks.base import Question, Task
-from dllm.generation import cut, named, token_ids
+from dllm.generation import cut, named, rendered, token_ids
 from dllm.options import parts
 from dllm.samplers.base import Sampler
 from dllm.settings import ALIASES, Settings
@@ -43,7 +43,6 @@ class Method:
         cache: str | Cache | None = None,
         *,
         remasking: str = "low_confidence",
-        chat: bool | None = None,
         **settings: Any,
     ) -> "Method":
         """Arguments as of `dllm.generate`; seed is 0 unless given, so that resumed runs and ranks agree."""
@@ -52,8 +51,8 @@ class Method:
         made, stored = choose_sampler(sampler, remasking, options), choose_cache(cache, options)
         more = options.pop("stop", ())
         stop = (*task.stop, *([more] if isinstance(more, str) else more))
-        checked = Settings(**{"seed": 0} | canonical(options, "chat") | {"stop": stop})
-        return cls(made, stored, checked, task.chat if chat is None else chat)
+        checked = Settings(**{"seed": 0} | canonical(options) | {"stop": stop})
+        return cls(made, stored, checked, task.chat)
 
     def facts(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -69,6 +68,8 @@ class Answer:
 
     index: int
     """Of the question among all of the task."""
+    prompt: str
+    """The whole text that the model was given, the chat template's and the answer's prefix included."""
     texts: tuple[str, ...]
     """Before the first stop string and the end of text."""
     nfe: int
@@ -100,23 +101,33 @@ def answers(model: Model, asked: Mapping[int, Question], method: Method) -> Iter
         return
     if model.tokenizer is None:
         raise DllmError("this model has no tokenizer, so it cannot be asked the questions of a task.")
+    if method.chat and not model.tokenizer.chat_template:
+        raise DllmError(
+            "the task speaks through a chat template, and this model's tokenizer has none; take an instruct model, or "
+            "a protocol for base models."
+        )
     settings, indices = method.settings, list(asked)
     prompts = [token_ids(model, q.prompt, method.chat, q.prefix) for q in asked.values()]
     masks = [settings.mask(model.spec)] * settings.gen_length
     requests = named(prompts, [masks] * len(prompts), prompts, settings.num_samples, indices)
-    for _ in zip(
-        range(WARM_UP), start(model, requests, method.sampler, method.cache, settings, (), None), strict=False
-    ):
+
+    def run() -> Run:
+        return start(model, requests, method.sampler, method.cache, settings, (), None)
+
+    for _ in zip(range(WARM_UP), run(), strict=False):
         pass
-    clock = Clock(start(model, requests, method.sampler, method.cache, settings, (), None))
+    clock = Clock(run())
     repeats, left, told, going = settings.num_samples, dict.fromkeys(indices, settings.num_samples), 0, True
     while going:
         going = clock.step()
         for row in [*clock.run.schedule.finished][told:]:
-            told, question = told + 1, row // repeats
-            left[indices[question]] -= 1
-            if not left[indices[question]]:
-                yield clock.answer(indices[question], range(question * repeats, (question + 1) * repeats))
+            told, place = told + 1, row // repeats
+            index = indices[place]
+            left[index] -= 1
+            if not left[index]:
+                text, _ = rendered(model.tokenizer, asked[index].prompt, method.chat)
+                rows = range(place * repeats, (place + 1) * repeats)
+                yield clock.answer(index, text + asked[index].prefix, rows)
 
 
 class Clock:
@@ -147,7 +158,7 @@ class Clock:
             (self.decoding[request].add if decoding else self.decoding[request].discard)(place)
         return True
 
-    def answer(self, index: int, rows: range) -> Answer:
+    def answer(self, index: int, prompt: str, rows: range) -> Answer:
         """The answer to a question whose rows are finished."""
         texts, lengths = zip(*map(self.text, rows), strict=True)
         decoded = sum(
@@ -155,6 +166,7 @@ class Clock:
         )
         return Answer(
             index=index,
+            prompt=prompt,
             texts=texts,
             nfe=sum(self.run.counts["nfe"][row] for row in rows),
             rows=sum(self.run.counts["rows"][row] for row in rows),

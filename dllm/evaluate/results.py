@@ -27,20 +27,19 @@ def sample(task: Task, question: Question, answer: Answer, method: Method, timin
     scores = [task.score(question, text) for text in answer.texts]
     values = {name: sum(score[name] for score in scores) / len(scores) for name in task.metrics}
     metric, _, kind = task.metrics[0].partition(",")
-    prompt = question.prompt if isinstance(question.prompt, str) else json.dumps([*question.prompt], ensure_ascii=False)
     settings = method.settings
     arguments = {"until": list(settings.stop), "max_gen_toks": settings.gen_length, "temperature": settings.temperature}
     return {
         "doc_id": answer.index,
         "doc": dict(question.record),
         "target": question.target,
-        "arguments": {"gen_args_0": {"arg_0": prompt + question.prefix, "arg_1": arguments}},
+        "arguments": {"gen_args_0": {"arg_0": answer.prompt, "arg_1": arguments}},
         "resps": [list(answer.texts)],
         "filtered_resps": [score.get("extracted", text) for score, text in zip(scores, answer.texts, strict=True)],
         "filter": kind or "none",
         "metrics": list(task.metrics),
         "doc_hash": digest(json.dumps(dict(question.record), indent=2, ensure_ascii=False)),
-        "prompt_hash": digest(prompt + question.prefix),
+        "prompt_hash": digest(answer.prompt),
         "target_hash": digest(question.target),
         metric: values[task.metrics[0]],
         **values,
