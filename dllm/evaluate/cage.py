@@ -47,22 +47,31 @@ def write(path: str, text: str) -> None:
 
 def enter_namespaces() -> None:
     """Give this process' children namespaces of their own, where the only users are nobody and, if root asks, root."""
-    uid, gid, me = os.geteuid(), os.getegid(), os.getpid()
+    me = os.getpid()
     wait, go = os.pipe()
-    if (helper := os.fork()) == 0:  # Root may map the id of nobody from outside only.
+    if (helper := os.fork()) == 0:  # From outside root may map another id than its own.
         with suppress(OSError):
             os.close(go)
             os.read(wait, 1)
-            if uid:
-                write(f"/proc/{me}/setgroups", "deny")
-            for file, own in (("uid_map", uid), ("gid_map", gid)):
-                write(f"/proc/{me}/{file}", f"{NOBODY} {own} 1" if uid else f"0 0 1\n{NOBODY} {NOBODY} 1")
+            map_ids(me)
             os._exit(0)
         os._exit(1)
     call("unshare", NEWUSER | NEWPID | NEWNS | NEWNET | NEWIPC)
     os.close(go)
     if os.waitpid(helper, 0)[1]:
         raise PermissionError("user ids cannot be mapped into a new namespace")
+
+
+def map_ids(process: int) -> None:
+    """Name the users of a process' new namespace: root and nobody for root, else nobody, who is then who runs this."""
+    for file, own in (("uid_map", os.geteuid()), ("gid_map", os.getegid())):
+        try:
+            if own:
+                raise PermissionError
+            write(f"/proc/{process}/{file}", f"0 0 1\n{NOBODY} {NOBODY} 1")
+        except PermissionError:  # Also the root of a container that has no nobody.
+            write(f"/proc/{process}/setgroups", "deny")
+            write(f"/proc/{process}/{file}", f"{NOBODY} {own} 1")
 
 
 def build_walls(disk: int) -> None:
