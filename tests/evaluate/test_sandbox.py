@@ -26,6 +26,7 @@ REFUSED_BY_KERNEL = {
     "namespaces": (UNSHARE, "1"),
     "pivot": ('call("pivot_root", b".", b".")', 'call("pivot_root", b"/nowhere", b".")'),
     "landlock": (LANDLOCK, LANDLOCK.replace("444", "9999")),
+    "python": ("os.access(os.__file__, os.R_OK)", 'os.access("/nowhere", os.R_OK)'),
     "seccomp": ('call("prctl", PR_SET_SECCOMP, 2,', 'call("prctl", PR_SET_SECCOMP, 99,'),
 }
 """What to change in cage.py, so that the kernel refuses the one or the other, as other kernels do."""
@@ -392,7 +393,7 @@ def test_nothing_runs_without_permission():
         run("print(1)")
 
 
-@pytest.mark.parametrize("refused", [("namespaces", "landlock"), ("seccomp",)])
+@pytest.mark.parametrize("refused", [("namespaces", "landlock"), ("seccomp",), ("python",)])
 def test_nothing_runs_where_the_walls_cannot_be_built(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "CAGE", make_cage(tmp_path / "cage.py", *refused))
     with pytest.raises(DllmError, match="nothing was run") as error:
