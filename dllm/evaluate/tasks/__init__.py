@@ -12,6 +12,7 @@ from dllm.evaluate.tasks.base import Question, Task
 
 TASKS = {
     "gsm8k": "gsm8k",
+    "humaneval": "humaneval",
     "lists": "zoo",
     "math": "zoo",
     "code": "zoo",
