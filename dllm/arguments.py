@@ -166,7 +166,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     add("--constraints", metavar='"200:The|201:answer"', help="words that stand in the answer from these columns on")
     add("--no_chat", action="store_true", help="take prompts as raw text, without the chat template")
-    add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON")
+    add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON, for dllm play")
     add(
         "--pace",
         default="0.05",
@@ -174,6 +174,14 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         help="least time of a step on the screen; no figure counts it [0.05]",
     )
     add_settings(commands.choices["generate"], NAMES)
+
+    text = "make a page that plays traces side by side, in any browser"
+    play = commands.add_parser("play", help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
+    play.set_defaults(command="play")
+    add = play.add_argument
+    add("traces", nargs="+", type=Path, metavar="FILE", help="what dllm generate --trace wrote, one file or more")
+    add("--html", type=Path, default=Path("player.html"), metavar="FILE", help="the page to write [player.html]")
+    add("--request", default="0", metavar="INT", help="which prompt of each trace, from 0 [0]")
 
     add = command(
         "compare", "tiny-llada", "run samplers and caches on bundled tasks; tell right answers, forwards and speed"
@@ -200,5 +208,5 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add_settings(commands.choices["doctor"], ["gen_length", "block_length", "batch_size"])
     for made in commands.choices.values():
         also = ", ".join(f"--{also} for --{name}" for also, name in ALSO.items() if f"--{name}" in known(made))
-        made.epilog = f"Hyphens may stand for underscores. Also understood: {also}."
+        made.epilog = "Hyphens may stand for underscores." + f" Also understood: {also}." * bool(also)
     return parser, commands.choices

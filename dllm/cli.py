@@ -1,4 +1,4 @@
-"""The command line: dllm generate, dllm compare, dllm doctor."""
+"""The command line: dllm generate, dllm play, dllm compare, dllm doctor."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from dllm.options import convert
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
-    commands = {"generate": generate, "compare": compare, "doctor": doctor}
+    commands = {"generate": generate, "play": play, "compare": compare, "doctor": doctor}
     try:
         options = read(list(sys.argv[1:] if argv is None else argv))
         code = commands[options.command](options)
@@ -62,16 +62,15 @@ def generate(options: Namespace) -> int:
             **settings,
         )
         live = sys.stdout.isatty() and not options.json
-        paused = watch(run, pace if live else None)
+        watch(run, pace if live else None)
         done = run.result()
-        done = replace(done, seconds=done.seconds - paused)
-        if trace_file:
-            trace.to_json(trace_file)
-    if options.json:
         used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": not options.no_chat}
         used["sampler"] = parts(run.sampler, dllm.samplers.SAMPLERS)
         used["constraints"] = options.constraints
         used["cache"] = parts(cache, dllm.cache.CACHES)
+        if trace_file:
+            trace.to_json(trace_file, run, **used)
+    if options.json:
         print(json.dumps(record(done) | {"settings": used}))
     else:
         drawn = settings["temperature"] > 0 or run.sampler.needs().noise
@@ -79,18 +78,17 @@ def generate(options: Namespace) -> int:
     return 0
 
 
-def watch(run: dllm.Run, pace: float | None) -> float:
-    """Take all steps, with a pace live on the screen; returns the seconds that this added to the run."""
+def watch(run: dllm.Run, pace: float | None) -> None:
+    """Take all steps, with a pace live on the screen."""
     if pace is None:
         for _ in run:
             pass
-        return 0.0
+        return
     from dllm.live import LiveView
 
     with LiveView(run, Console(), pace) as view:
         for step in run:
             view(step)
-    return view.paused
 
 
 def show(done: Generation, live: bool, seed: str) -> None:
@@ -117,6 +115,18 @@ def record(done: Generation) -> dict[str, Any]:
     lists |= {name: getattr(done, name).tolist() for name in ("answer_tokens", "rows", "columns", "refreshes")}
     figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds", "reused", "kv_bytes")
     return lists | {name: getattr(done, name) for name in figures}
+
+
+def play(options: Namespace) -> int:
+    """Write the page and tell where it is."""
+    from dllm.evaluate import player
+
+    traces, request = [player.read(path) for path in options.traces], convert("request", options.request, int)
+    with replacing(options.html) as file:
+        assert file is not None  # as the option has a default
+        file.write_text(player.page(traces, request))
+    print(options.html)
+    return 0
 
 
 def compare(options: Namespace) -> int:

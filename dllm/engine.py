@@ -277,7 +277,7 @@ class Run:
         schedule.rows.step[index] += 1
         schedule.rows.block_step[index] += 1
         requests, seconds = [schedule.slots[row] for row in rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, p.span, p.current, after, p.confidence, seconds)
+        step = Step(self.forwards - 1, requests, p.span, p.current, after, p.confidence, seconds, p.mask_id)
         for observer in self.observers:
             observer(step)
         if self.hooks:
