@@ -1,4 +1,4 @@
-"""The command line: dllm generate, dllm play, dllm compare, dllm doctor."""
+"""The command line: dllm generate, play, compare, eval, report, doctor."""
 
 import contextlib
 import json
@@ -6,9 +6,8 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
-from math import isfinite
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,18 @@ from dllm.arguments import constraints_of, listed, read, settings_of
 from dllm.doctor import conditions, examine, lines
 from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
-from dllm.options import convert
+from dllm.options import convert, parts
+
+TASK_OPTIONS = ("protocol", "data", "shots", "allow_code_execution")
+"""What `dllm eval` hands to the task that it asks."""
+RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+"""The environment that torchrun and accelerate launch set, and its values without them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
-    commands = {"generate": generate, "play": play, "compare": compare, "doctor": doctor}
+    commands = {"generate": generate, "play": play, "compare": compare, "eval": evaluate}
+    commands |= {"report": report, "doctor": doctor}
     try:
         options = read(list(sys.argv[1:] if argv is None else argv))
         code = commands[options.command](options)
@@ -156,6 +161,65 @@ def compare(options: Namespace) -> int:
     return 0
 
 
+def evaluate(options: Namespace) -> int:
+    """Under torchrun and accelerate launch each process answers its share; the first writes and prints the whole."""
+    from dllm.evaluate import answers, runner, tasks
+
+    rank, world_size, local_rank = (int(os.environ.get(n, d)) for n, d in RANKS.items())
+    limit = None if options.limit is None else convert("limit", options.limit, int)
+    task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
+    decoding = decoding_of(options)
+    answers.Method.of(task, **decoding)
+    if world_size > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
+        options.device = f"cuda:{local_rank}"
+    console = Console(stderr=True) if rank == 0 else None
+    path = runner.evaluate(
+        load(options),
+        task,
+        options.output,
+        name=options.model,
+        limit=limit,
+        rank=rank,
+        world_size=world_size,
+        console=console,
+        **decoding,
+    )
+    if path:
+        tell([str(path)], options.json)
+        print(f"written to {path} and the samples beside it", file=sys.stderr)
+    return 0
+
+
+def decoding_of(options: Namespace) -> dict[str, Any]:
+    """What was given of sampler, cache and settings, for a task to put over its own."""
+    names = [name for name in options.settings if getattr(options, name) not in (None, [])]
+    options.settings = names
+    short = {name: value for name in dllm.samplers.owners() if (value := getattr(options, name)) is not None}
+    chosen = {name: getattr(options, name) for name in ("sampler", "cache", "remasking")}
+    return chosen | settings_of(options) | short
+
+
+def report(options: Namespace) -> int:
+    tell(options.runs, options.json)
+    return 0
+
+
+def tell(paths: Sequence[str], as_json: bool) -> None:
+    """Print finished evaluations beside each other, the first as the baseline."""
+    from dllm.evaluate import report
+
+    runs = [report.read(path) for path in paths]
+    rows = [report.row(run, runs[0]) for run in runs]
+    if as_json:
+        print(json.dumps({"rows": rows}))
+        return
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    out = Console(highlight=False, width=140 if piped else None)
+    out.print(report.table(rows))
+    for line in report.note(runs):
+        out.print(line, style="dim", soft_wrap=piped)
+
+
 def doctor(options: Namespace) -> int:
     """Exit code 1 says that the model does not fit."""
     prompt_length = convert("prompt_length", options.prompt_length, int)
@@ -167,20 +231,6 @@ def doctor(options: Namespace) -> int:
 def load(options: Namespace) -> Any:
     """The model, with a bar in a terminal while it is read."""
     return dllm.load(options.model, device=options.device, dtype=options.dtype, progress=sys.stderr.isatty())
-
-
-def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
-    """A sampler or cache as its name and options; a sampler that it applies likewise."""
-    options = {field.name: printable(getattr(method, field.name)) for field in fields(method)}
-    inner = {name: parts(value, registry) for name, value in options.items() if type(value) in registry.values()}
-    return {"name": next(name for name, made in registry.items() if type(method) is made), **options, **inner}
-
-
-def printable(value: Any) -> Any:
-    """A value as JSON has it: an infinite number as text."""
-    if isinstance(value, tuple):
-        return [printable(part) for part in value]
-    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def prompts_of(options: Namespace) -> list[Prompt]:

@@ -8,7 +8,7 @@ a shuffle or a latin square has many, and tokens decided independently belong to
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -48,11 +48,14 @@ class Drawn(Task):
         return self.name.partition(":")[0]
 
     def questions(self) -> list[Question]:
-        return [Question(f"{self.name}-{self.seed}-{index}", *self.draw(index)) for index in range(self.n)]
+        return [self.draw(index) for index in range(self.n)]
 
-    def draw(self, index: int) -> tuple[str, Mapping[str, Any]]:
-        """The prompt at this index, and what its answer is scored against."""
+    def draw(self, index: int) -> Question:
+        """The question at this index."""
         raise NotImplementedError(f"{type(self).__name__} draws no questions.")
+
+    def question(self, index: int, prompt: str, record: Mapping[str, Any], target: str = "") -> Question:
+        return Question(f"{self.name}/{self.seed}/{index}", prompt, record, target=target)
 
     def rng(self, index: int) -> random.Random:
         return random.Random(f"parallelbench {self.kind} {self.seed} {index}")
@@ -74,16 +77,16 @@ class WaitingLine(Drawn):
         if self.length is not None:
             self.within("length", 2, len(WORDS) - 1)
 
-    def draw(self, index: int) -> tuple[str, Mapping[str, Any]]:
+    def draw(self, index: int) -> Question:
         rng = self.rng(index)
         while True:  # until the bundled models were not trained on the question
             line = make_line(rng, self.kind, self.length or 3 + index % 4)
             if split_of(line.question) == "test":
-                return line.question, asdict(line)
+                return self.question(index, line.question, asdict(line), ", ".join(line.expected))
 
     def score(self, question: Question, answer: str) -> dict[str, Any]:
         line, words = Line(**question.record), words_of(answer)
-        return {"score": float(line.fits(words)), "score_strict": float(line.check(answer)), "words": words}
+        return {"score": float(line.fits(words)), "score_strict": float(line.check(answer)), "extracted": words}
 
 
 def words_of(text: str) -> list[str]:
@@ -105,11 +108,11 @@ class LatinSquare(Drawn):
         super().__post_init__()
         self.within("size", 2, 9)
 
-    def draw(self, index: int) -> tuple[str, Mapping[str, Any]]:
+    def draw(self, index: int) -> Question:
         symbols = self.rng(index).sample(SYMBOLS, self.size)
         asked = f"Write a Latin square of size {self.size} with the symbols {', '.join(symbols)}. "
         asked += "Write one row per line, with commas between the symbols, and nothing else."
-        return asked, {"symbols": symbols}
+        return self.question(index, asked, {"symbols": symbols})
 
     def score(self, question: Question, answer: str) -> dict[str, Any]:
         symbols = sorted(question.record["symbols"])
@@ -150,8 +153,7 @@ class Sudoku(Drawn):
     def questions(self) -> list[Question]:
         drawn = ({key: entry[key] for key in ("question", "answer", "metadata")} for entry in self.gym(self.n))
         return [
-            Question(f"{self.name}-{self.seed}-{index}", entry["question"].strip(), entry)
-            for index, entry in enumerate(drawn)
+            self.question(index, entry["question"].strip(), entry, entry["answer"]) for index, entry in enumerate(drawn)
         ]
 
     def score(self, question: Question, answer: str) -> dict[str, Any]:
@@ -171,9 +173,9 @@ class WordsToSentence(Drawn):
         super().__post_init__()
         self.within("length", 1, len(WORDS))
 
-    def draw(self, index: int) -> tuple[str, Mapping[str, Any]]:
+    def draw(self, index: int) -> Question:
         words = self.rng(index).sample(WORDS, self.length)
-        return f"Write one sentence that uses the words {', '.join(words)}.", {"words": words}
+        return self.question(index, f"Write one sentence that uses the words {', '.join(words)}.", {"words": words})
 
     def score(self, question: Question, answer: str) -> dict[str, Any]:
         found = set(re.findall(r"\w+", answer.lower()))
@@ -187,29 +189,30 @@ PARALLELBENCH: dict[str, type[Drawn]] = {
     "sudoku": Sudoku,
     "words_to_sentence": WordsToSentence,
 }
-"""The tasks by name. ParallelBench's insert_index is `insert`; its remove_random and the others are named as there."""
+"""The tasks by name. `insert` is ParallelBench's insert_index; `remove` names the word that goes."""
 
 
-def make(spec: str, **options: Any) -> Drawn:
+def task(name: str) -> Task:
+    return make(name)
+
+
+def make(name: str, **options: Any) -> Drawn:
     """The task that "copy" or "copy:length=12,seed=3" stands for. Raises DllmError for what is not known."""
-    kind, _, text = spec.partition(":")
+    kind, _, text = name.partition(":")
     if kind in PARALLELBENCH:
         own = {f.name for f in fields(PARALLELBENCH[kind])} - {f.name for f in fields(Task)}
         for option in (item.partition("=")[0].strip() for item in filter(None, text.split(","))):
             if option not in own:
                 raise unknown(f"option of task {kind}", option, own)
-    return dllm.options.make("task", PARALLELBENCH, {}, spec, name=spec, **options)
+    return dllm.options.make("task", PARALLELBENCH, {}, name, name=name, **options)
 
 
-def problems(spec: str, n: int, seed: int) -> list[Problem]:
+def problems(name: str, n: int, seed: int) -> list[Problem]:
     """The task's questions as problems that check themselves, by the headline metric."""
-    task = make(spec, n=n, seed=seed)
-    return [
-        Problem(spec, task.kind, str(q.prompt), "", partial(right, task.score, task.metrics[0], q))
-        for q in task.questions()
-    ]
+    made = make(name, n=n, seed=seed)
+    return [Problem(name, made.kind, str(q.prompt), q.target, partial(right, made, q)) for q in made.questions()]
 
 
-def right(score: Callable[[Question, str], dict[str, Any]], metric: str, question: Question, text: str) -> bool:
-    """Whether a text has the whole score."""
-    return bool(score(question, text)[metric] == 1)
+def right(made: Task, question: Question, text: str) -> bool:
+    """Whether a text has the whole headline score."""
+    return bool(made.score(question, text)[made.metrics[0]] == 1)

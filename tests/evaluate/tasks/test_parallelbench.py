@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.errors import DllmError
-from dllm.evaluate.tasks import PARALLELBENCH, Question, parallelbench
-from dllm.evaluate.tasks.parallelbench import Drawn, make, problems, words_of
+from dllm.evaluate import tasks
+from dllm.evaluate.tasks import TASKS, Question
+from dllm.evaluate.tasks.parallelbench import PARALLELBENCH, Drawn, WaitingLine, make, problems, words_of
 from dllm.zoo.tasks import split_of
 from dllm.zoo.tasks.lists import LISTS, MORE_LISTS, WORDS
 
@@ -118,7 +119,7 @@ def test_a_list_may_be_written_as_in_the_paper_unless_strictly_read():
     words = question.record["given"]
     for text in (json.dumps(words), f"Here it is: {json.dumps(words)} Done.", " ,".join(words) + "."):
         got = task.score(question, text)
-        assert (got["score"], got["score_strict"], got["words"]) == (1, 0, list(words))
+        assert (got["score"], got["score_strict"], got["extracted"]) == (1, 0, list(words))
     assert words_of("") == [] and words_of("[]") == []
 
 
@@ -223,5 +224,11 @@ def test_a_task_must_say_how_it_draws():
         Drawn("nothing", n=1).questions()
 
 
-def test_every_name_of_a_list_is_a_task():
-    assert {name for name, made in PARALLELBENCH.items() if made is parallelbench.WaitingLine} == {*LISTS, *MORE_LISTS}
+def test_every_task_is_found_by_its_name():
+    assert {name for name, made in PARALLELBENCH.items() if made is WaitingLine} == {*LISTS, *MORE_LISTS}
+    assert {name for name, module in TASKS.items() if module == "parallelbench"} == set(PARALLELBENCH)
+    assert tasks.make("copy:length=9") == WaitingLine("copy:length=9", length=9)
+    with pytest.raises(DllmError, match="unknown task 'copi'; did you mean 'copy'"):
+        tasks.make("copi:length=9")
+    with pytest.raises(DllmError, match="protocol='P1' is not for the task copy, which takes no options"):
+        tasks.make("copy", protocol="P1")
