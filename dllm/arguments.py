@@ -130,6 +130,7 @@ def listed(names: str) -> list[str]:
 def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     """The parser, and those of its commands."""
     from dllm.evaluate.tasks import TASKS as QUESTIONS
+    from dllm.evaluate.tasks.parallelbench import PARALLELBENCH
     from dllm.zoo.tasks import TASKS
 
     parser = Parser(prog="dllm", description=dllm.__doc__, allow_abbrev=False)
@@ -190,9 +191,16 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--request", default="0", metavar="INT", help="which prompt of each trace, from 0 [0]")
 
     add = command(
-        "compare", "tiny-llada", "run samplers and caches on bundled tasks; tell right answers, forwards and speed"
+        "compare",
+        "tiny-llada",
+        "run samplers and caches on the bundled tasks and ParallelBench's; tell right answers, forwards and speed",
     ).add_argument
-    add("--task", default="math", metavar="NAMES", help=f"with commas between: {', '.join(TASKS)} [math]")
+    add(
+        "--task",
+        default="math",
+        metavar="NAMES",
+        help=f"with commas between: {', '.join([*TASKS, *PARALLELBENCH])} [math]",
+    )
     add("--n", default="100", metavar="INT", help="problems of each task [100]")
     add(
         "--samplers",
@@ -202,7 +210,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     add("--caches", default="none,prefix,dual", metavar="NAMES", help=f"likewise: {caches} [%(default)s]")
     add("--csv", type=Path, metavar="FILE", help="write the table")
-    add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward")
+    add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward and second")
     add_settings(
         commands.choices["compare"], [n for n in NAMES if n not in ("stop", "num_samples")], gen_length=64, seed=0
     )

@@ -152,11 +152,14 @@ def compare(options: Namespace) -> int:
         if png_file:
             grid.to_png(cells, used, png_file)
     if options.json:
-        print(json.dumps({"rows": [asdict(cell) for cell in cells], "conditions": used}))
+        rows = [asdict(cell) for cell in cells]
+        print(json.dumps({"rows": rows, "aup": grid.areas(cells), "conditions": used}))
     else:
         piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
         out = Console(highlight=False, width=110 if piped else None)
         out.print(grid.table(cells))
+        told = ", ".join(f"{task} {area:.0f}" for task, area in grid.areas(cells).items())
+        out.print(f"AUP of the front (accuracy in % under tokens per forward): {told}", soft_wrap=piped)
         out.print(grid.note(used), style="dim", soft_wrap=piped)
     return 0
 
