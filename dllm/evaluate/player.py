@@ -57,7 +57,7 @@ def film(trace: Lines, request: int) -> dict[str, Any]:
         "start": [place[token] for token in asked["canvas"]],
         "end": [place[token] for token in asked["answer"]],
         "nfe": asked["nfe"],
-        "seconds": header["seconds"],
+        "seconds": max((change["seconds"] for change in own), default=0.0),
         "steps": [
             step(forward, list(group), len(asked["prompt"]), place)
             for forward, group in groupby(own, lambda change: change["forward"])
