@@ -231,6 +231,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
     add = command("report", None, "finished evaluations beside each other, compared with the first").add_argument
     add("runs", nargs="+", metavar="RUN", help="a folder with one results_*.json, or the file")
+    add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward and second")
 
     add = command(
         "doctor", None, "tell what is installed and what runs on it; with --model, whether it fits"

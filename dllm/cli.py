@@ -203,16 +203,19 @@ def decoding_of(options: Namespace) -> dict[str, Any]:
 
 
 def report(options: Namespace) -> int:
-    tell(options.runs, options.json)
+    tell(options.runs, options.json, options.png)
     return 0
 
 
-def tell(paths: Sequence[str], as_json: bool) -> None:
+def tell(paths: Sequence[str], as_json: bool, png: Path | None = None) -> None:
     """Print finished evaluations beside each other, the first as the baseline."""
     from dllm.evaluate import report
 
     runs = [report.read(path) for path in paths]
     rows = [report.row(run, runs[0]) for run in runs]
+    with replacing(png) as png_file:
+        if png_file:
+            report.to_png(rows, runs, png_file)
     if as_json:
         print(json.dumps({"rows": rows}))
         return

@@ -58,7 +58,8 @@ def draw(tasks: Mapping[str, Sequence[Dot]], note: str, path: Path) -> None:
             Line2D([], [], marker="o", ls="", color=paint[name], mec="white", ms=8, label=name) for name in legend
         ]
         figure.legend(handles=handles, loc="outside upper right", ncols=min(6, len(legend)), frameon=False, fontsize=8)
-    figure.supxlabel("\n".join(textwrap.wrap(note, 190)), x=0.01, ha="left", fontsize=7, color="dimgray")
+    under = [part for line in note.splitlines() for part in textwrap.wrap(line, 190)]
+    figure.supxlabel("\n".join(under), x=0.01, ha="left", fontsize=7, color="dimgray")
     canvas.draw()
     for row, both in zip(tasks.values(), rows, strict=True):
         for axes, speed in zip(both, SPEEDS, strict=True):
