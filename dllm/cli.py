@@ -129,7 +129,7 @@ def play(options: Namespace) -> int:
     traces, request = [player.read(path) for path in options.traces], convert("request", options.request, int)
     with replacing(options.html) as file:
         assert file is not None  # as the option has a default
-        file.write_text(player.page(traces, request))
+        file.write_text(player.page(traces, request), encoding="utf-8")
     print(options.html)
     return 0
 

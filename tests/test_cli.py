@@ -144,8 +144,8 @@ def test_play_makes_a_page_of_traces(ask, tmp_path, capsys):
         ask(QUESTION, "Another one", "--trace", file)
     page = tmp_path / "new" / "page.html"
     assert main(["play", *files, "--html", str(page), "--request", "1"]) == 0
-    assert capsys.readouterr().out == f"{page}\n" and "Another one" in page.read_text()
-    assert QUESTION not in page.read_text()
+    assert capsys.readouterr().out == f"{page}\n" and "Another one" in (made := page.read_text(encoding="utf-8"))
+    assert QUESTION not in made
     assert "request=2 is not in the trace; it has 0 to 1" in refused(capsys, "play", files[0], "--request", "2")
 
 

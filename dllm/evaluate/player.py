@@ -17,7 +17,8 @@ KEYS = {"request", "forward", "column", "token", "text", "confidence", "seconds"
 def read(path: Path) -> Lines:
     """The lines of a trace. Raises DllmError if the file is no trace with a header, or breaks off."""
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        with path.open(encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DllmError(f"{path} is no trace ({error}); dllm generate --trace FILE writes one.") from error
     if not lines or not isinstance(lines[0], dict) or lines[0].get("trace") != 1:
@@ -32,7 +33,9 @@ def page(traces: Sequence[Lines], request: int = 0) -> str:
     """A page that plays one request of every trace, with all it needs in it."""
     data = json.dumps([film(trace, request) for trace in traces], separators=(",", ":"))
     # In a script "</script>" and "<!--" would end or open something; JSON may write its one dangerous sign otherwise.
-    return Path(__file__).with_suffix(".html").read_text().replace("@DATA@", data.replace("<", "\\u003c"))
+    return (
+        Path(__file__).with_suffix(".html").read_text(encoding="utf-8").replace("@DATA@", data.replace("<", "\\u003c"))
+    )
 
 
 def film(trace: Lines, request: int) -> dict[str, Any]:

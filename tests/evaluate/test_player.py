@@ -12,7 +12,7 @@ import cases
 from dllm import DllmError, Trace, stream
 from dllm.evaluate import player
 
-TEMPLATE = Path(player.__file__).with_suffix(".html").read_text()
+TEMPLATE = Path(player.__file__).with_suffix(".html").read_text(encoding="utf-8")
 AWKWARD = [
     "</script><script>boom()</script>",
     "<!--",
@@ -156,7 +156,7 @@ def test_a_request_that_is_not_there_is_refused(written, request_number):
 
 @pytest.mark.skipif(not shutil.which("node"), reason="checks the page's script with node")
 def test_the_script_of_the_page_parses(tmp_path):
-    (tmp_path / "script.js").write_text(TEMPLATE.split("<script>")[1].split("</script>")[0])
+    (tmp_path / "script.js").write_text(TEMPLATE.split("<script>")[1].split("</script>")[0], encoding="utf-8")
     subprocess.run(["node", "--check", tmp_path / "script.js"], check=True)
 
 
@@ -179,7 +179,7 @@ out.id = "log"; out.textContent = JSON.stringify(log); document.body.append(out)
 def test_a_browser_plays_the_page(tmp_path):
     traces = [made_up(AWKWARD, columns=40, forwards=n, changed=5, seed=n) for n in (30, 20)]
     page = player.page(traces).replace("</body>", f"<script>{PRESS}</script></body>")
-    (tmp_path / "page.html").write_text(page)
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     got = subprocess.run(
         [BROWSER, *flags, "--dump-dom", (tmp_path / "page.html").as_uri()], capture_output=True, timeout=60, check=True
