@@ -105,6 +105,7 @@ def place_labels(renderer: Any, axes: Any, dots: Sequence[Dot], speed: str, pain
                 textcoords="offset points",
                 ha="left" if dx > 0 else "right",
                 va="center",
+                bbox={"pad": 0.5, "fc": "white", "ec": "none", "alpha": 0.7},  # the front may pass behind it
                 fontsize=8,
                 color=paint[dot.colour],
                 arrowprops={"arrowstyle": "-", "color": paint[dot.colour], "lw": 0.5}
