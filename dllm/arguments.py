@@ -131,6 +131,7 @@ def listed(names: str) -> list[str]:
 def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     """The parser, and those of its commands."""
     from dllm.evaluate.tasks import TASKS as QUESTIONS
+    from dllm.evaluate.tasks.parallelbench import PARALLELBENCH
     from dllm.zoo.tasks import TASKS
 
     parser = Parser(prog="dllm", description=dllm.__doc__, allow_abbrev=False)
@@ -174,7 +175,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--constraints", metavar='"200:The|201:answer"', help="words that stand in the answer from these columns on")
     add("--no_chat", action="store_true", help="take prompts as raw text, without the chat template")
     add("--verify", action="store_true", help="decode again one token a step without a cache, and tell what differs")
-    add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON")
+    add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON, for dllm play")
     add(
         "--pace",
         default="0.05",
@@ -183,10 +184,25 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     add_settings(commands.choices["generate"], NAMES)
 
+    text = "make a page that plays traces side by side, in any browser"
+    play = commands.add_parser("play", help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
+    play.set_defaults(command="play")
+    add = play.add_argument
+    add("traces", nargs="+", type=Path, metavar="FILE", help="what dllm generate --trace wrote, one file or more")
+    add("--html", type=Path, default=Path("player.html"), metavar="FILE", help="the page to write [player.html]")
+    add("--request", default="0", metavar="INT", help="which prompt of each trace, from 0 [0]")
+
     add = command(
-        "compare", "tiny-llada", "run samplers and caches on bundled tasks; tell right answers, forwards and speed"
+        "compare",
+        "tiny-llada",
+        "run samplers and caches on the bundled tasks and ParallelBench's; tell right answers, forwards and speed",
     ).add_argument
-    add("--task", default="math", metavar="NAMES", help=f"with commas between: {', '.join(TASKS)} [math]")
+    add(
+        "--task",
+        default="math",
+        metavar="NAMES",
+        help=f"with commas between: {', '.join([*TASKS, *PARALLELBENCH])} [math]",
+    )
     add("--n", default="100", metavar="INT", help="problems of each task [100]")
     add(
         "--samplers",
@@ -196,7 +212,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     add("--caches", default="none,prefix,dual", metavar="NAMES", help=f"likewise: {caches} [%(default)s]")
     add("--csv", type=Path, metavar="FILE", help="write the table")
-    add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward")
+    add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward and second")
     add_settings(
         commands.choices["compare"], [n for n in NAMES if n not in ("stop", "num_samples")], gen_length=64, seed=0
     )
@@ -217,6 +233,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
 
     add = command("report", None, "finished evaluations beside each other, compared with the first").add_argument
     add("runs", nargs="+", metavar="RUN", help="a folder with one results_*.json, or the file")
+    add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward and second")
 
     add = command(
         "doctor", None, "tell what is installed and what runs on it; with --model, whether it fits"
@@ -225,5 +242,5 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add_settings(commands.choices["doctor"], ["gen_length", "block_length", "batch_size"])
     for made in commands.choices.values():
         also = ", ".join(f"--{also} for --{name}" for also, name in ALSO.items() if f"--{name}" in known(made))
-        made.epilog = f"Hyphens may stand for underscores. Also understood: {also}."
+        made.epilog = "Hyphens may stand for underscores." + f" Also understood: {also}." * bool(also)
     return parser, commands.choices

@@ -1,4 +1,4 @@
-"""The command line: dllm generate, compare, eval, report, doctor."""
+"""The command line: dllm generate, play, compare, eval, report, doctor."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
-    commands = {"generate": generate, "compare": compare, "eval": evaluate, "report": report, "doctor": doctor}
+    commands = {"generate": generate, "play": play, "compare": compare, "eval": evaluate}
+    commands |= {"report": report, "doctor": doctor}
     try:
         options = read(list(sys.argv[1:] if argv is None else argv))
         code = commands[options.command](options)
@@ -67,17 +68,16 @@ def generate(options: Namespace) -> int:
             **settings,
         )
         live = sys.stdout.isatty() and not options.json
-        paused = watch(run, pace if live else None)
+        watch(run, pace if live else None)
         done = run.result()
-        done = replace(done, seconds=done.seconds - paused)
-        if trace_file:
-            trace.to_json(trace_file)
-    checked = dllm.Verification(done, finished(plain(run))) if options.verify else None
-    if options.json:
+        checked = dllm.Verification(done, finished(plain(run))) if options.verify else None
         used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": not options.no_chat}
         used["sampler"] = parts(run.sampler, dllm.samplers.SAMPLERS)
         used["constraints"] = options.constraints
         used["cache"] = parts(cache, dllm.cache.CACHES)
+        if trace_file:
+            trace.to_json(trace_file, run, **used)
+    if options.json:
         verified = (
             {"verified": {"equal": checked.equal, "first_difference": checked.first_difference}} if checked else {}
         )
@@ -90,18 +90,17 @@ def generate(options: Namespace) -> int:
     return 0
 
 
-def watch(run: dllm.Run, pace: float | None) -> float:
-    """Take all steps, with a pace live on the screen; returns the seconds that this added to the run."""
+def watch(run: dllm.Run, pace: float | None) -> None:
+    """Take all steps, with a pace live on the screen."""
     if pace is None:
         for _ in run:
             pass
-        return 0.0
+        return
     from dllm.live import LiveView
 
     with LiveView(run, Console(), pace) as view:
         for step in run:
             view(step)
-    return view.paused
 
 
 def show(done: Generation, live: bool, seed: str) -> None:
@@ -130,6 +129,18 @@ def record(done: Generation) -> dict[str, Any]:
     return lists | {name: getattr(done, name) for name in figures}
 
 
+def play(options: Namespace) -> int:
+    """Write the page and tell where it is."""
+    from dllm.evaluate import player
+
+    traces, request = [player.read(path) for path in options.traces], convert("request", options.request, int)
+    with replacing(options.html) as file:
+        assert file is not None  # as the option has a default
+        file.write_text(player.page(traces, request), encoding="utf-8")
+    print(options.html)
+    return 0
+
+
 def compare(options: Namespace) -> int:
     """The table goes to stdout, progress to stderr, and files are written when all is done."""
     from dllm import compare as grid
@@ -151,11 +162,14 @@ def compare(options: Namespace) -> int:
         if png_file:
             grid.to_png(cells, used, png_file)
     if options.json:
-        print(json.dumps({"rows": [asdict(cell) for cell in cells], "conditions": used}))
+        rows = [asdict(cell) for cell in cells]
+        print(json.dumps({"rows": rows, "aup": grid.areas(cells), "conditions": used}))
     else:
         piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
         out = Console(highlight=False, width=110 if piped else None)
         out.print(grid.table(cells))
+        told = ", ".join(f"{task} {area:.0f}" for task, area in grid.areas(cells).items())
+        out.print(f"AUP of the front (accuracy in % under tokens per forward): {told}", soft_wrap=piped)
         out.print(grid.note(used), style="dim", soft_wrap=piped)
     return 0
 
@@ -199,16 +213,19 @@ def decoding_of(options: Namespace) -> dict[str, Any]:
 
 
 def report(options: Namespace) -> int:
-    tell(options.runs, options.json)
+    tell(options.runs, options.json, options.png)
     return 0
 
 
-def tell(paths: Sequence[str], as_json: bool) -> None:
+def tell(paths: Sequence[str], as_json: bool, png: Path | None = None) -> None:
     """Print finished evaluations beside each other, the first as the baseline."""
     from dllm.evaluate import report
 
     runs = [report.read(path) for path in paths]
     rows = [report.row(run, runs[0]) for run in runs]
+    with replacing(png) as png_file:
+        if png_file:
+            report.to_png(rows, runs, png_file)
     if as_json:
         print(json.dumps({"rows": rows}))
         return

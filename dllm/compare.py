@@ -2,9 +2,8 @@
 
 import csv
 import re
-import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,26 @@ import dllm.cache
 import dllm.samplers
 from dllm.api import check_method, stream
 from dllm.errors import DllmError, unknown
+from dllm.evaluate.front import aup, front
+from dllm.evaluate.pictures import SPEEDS, Dot, draw
 from dllm.evaluate.score import wilson
+from dllm.evaluate.tasks import parallelbench
 from dllm.settings import Settings
 from dllm.spec import Model
 from dllm.zoo.tasks import TASKS, Problem, consistent, correct, problems
 
+ALL = "all"
+"""The name of all tasks together."""
 Progress = Callable[[int, int], None]
 """Told after every step: answers finished, and forwards so far."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One sampler with one cache. Counts per answer are means."""
+    """One sampler with one cache on one task. Counts per answer are means."""
 
+    task: str
+    """Its name, or ALL."""
     sampler: str
     cache: str
     n: int
@@ -59,13 +65,20 @@ class Cell:
 
 
 def questions(tasks: Sequence[str], n: int, seed: int) -> list[Problem]:
-    """The first n test problems of each task. Raises DllmError for an unknown task, and for n below 1."""
+    """The first n test problems of each task, the zoo's or ParallelBench's.
+
+    Raises DllmError for an unknown task, and for n below 1.
+    """
     if n < 1:
         raise DllmError(f"n={n} problems give no share; give at least 1.")
-    for task in tasks:
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
-    return [problem for task in tasks for problem in problems(task, n, seed, "test")]
+    for task in (task.partition(":")[0] for task in tasks):
+        if task not in (known := {**TASKS, **parallelbench.PARALLELBENCH}):
+            raise unknown("task", task, known)
+    return [
+        problem
+        for task in tasks
+        for problem in (problems(task, n, seed, "test") if task in TASKS else parallelbench.problems(task, n, seed))
+    ]
 
 
 def pairs(samplers: Sequence[str], caches: Sequence[str]) -> list[tuple[str, str]]:
@@ -94,22 +107,69 @@ def legal(model: Model, chosen: Sequence[tuple[str, str]], **settings: Any) -> t
 def run(
     model: Model, asked: Sequence[Problem], chosen: Sequence[tuple[str, str]], console: Console, **settings: Any
 ) -> list[Cell]:
-    """A cell for each pair of sampler and cache, with a progress bar on a terminal."""
+    """A cell for each task and pair of sampler and cache, then those of all tasks; a bar on a terminal."""
     if model.tokenizer is None:
         raise DllmError("this model has no tokenizer, so it cannot be asked the questions of a task.")
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
     cells: list[Cell] = []
+    tasks = {task: [p for p in asked if p.task == task] for task in dict.fromkeys(p.task for p in asked)}
     with Bar(*columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal) as bar:
         job = bar.add_task("warm-up", total=len(chosen) * len(asked))
-        for i, (sampler, cache) in enumerate(chosen):
+        for task, (sampler, cache) in product(tasks, chosen):
 
             def told(
-                answers: int, forwards: int, done: int = i * len(asked), name: str = f"{sampler}, {cache}"
+                answers: int,
+                forwards: int,
+                done: int = sum(c.n for c in cells),
+                name: str = f"{task}, {sampler}, {cache}",
             ) -> None:
                 bar.update(job, completed=done + answers, description=f"{name}: {forwards} forwards")
 
-            cells.append(measure(model, asked, sampler, cache, told, **settings))
-    return cells
+            cells.append(measure(model, tasks[task], sampler, cache, told, **settings))
+    if len(tasks) == 1:
+        return cells
+    return cells + [pooled([c for c in cells if (c.sampler, c.cache) == pair]) for pair in chosen]
+
+
+def pooled(cells: Sequence[Cell]) -> Cell:
+    """One sampler with one cache, all tasks together."""
+    n, right = sum(c.n for c in cells), sum(c.right for c in cells)
+    low, high = wilson(right, n)
+
+    def mean(name: str) -> float:
+        return float(sum(getattr(c, name) * c.n for c in cells)) / n
+
+    seconds, columns = sum(c.seconds for c in cells), sum(c.rows * c.n / (1 - c.reused) for c in cells)
+    return replace(
+        cells[0],
+        task=ALL,
+        n=n,
+        right=right,
+        accuracy=right / n,
+        low=low,
+        high=high,
+        consistent=sum(c.consistent for c in cells),
+        nfe=mean("nfe"),
+        answer_tokens=mean("answer_tokens"),
+        tokens_per_forward=mean("answer_tokens") / mean("nfe"),
+        rows=mean("rows"),
+        reused=1 - mean("rows") * n / columns,
+        refreshes=mean("refreshes"),
+        kv_bytes=max(c.kv_bytes for c in cells),
+        seconds=seconds,
+        tokens_per_second=mean("answer_tokens") * n / seconds,
+    )
+
+
+def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells of each task."""
+    return {task: [c for c in cells if c.task == task] for task in dict.fromkeys(c.task for c in cells)}
+
+
+def areas(cells: Sequence[Cell]) -> dict[str, float]:
+    """The AUP of the front of each task."""
+    points = {task: [(c.tokens_per_forward, 100 * c.accuracy) for c in own] for task, own in by_task(cells).items()}
+    return {task: round(aup(front(own)), 2) for task, own in points.items()}
 
 
 def measure(
@@ -120,7 +180,7 @@ def measure(
     told: Progress = lambda _a, _f: None,
     **settings: Any,
 ) -> Cell:
-    """Answer all problems with one sampler and cache. `settings` as of `dllm.generate`."""
+    """Answer all problems, which are of one task, with one sampler and cache. `settings` as of `dllm.generate`."""
     prompts = [problem.question for problem in asked]
     # A few steps load what is loaded lazily; on a GPU kernels also depend on the shape of the batch.
     for _ in zip(range(8), stream(model, prompts, sampler, cache, **settings), strict=False):
@@ -134,6 +194,7 @@ def measure(
     right = sum(map(correct, asked, texts))
     low, high = wilson(right, len(asked))
     return Cell(
+        task=asked[0].task,
         sampler=sampler,
         cache=cache,
         n=len(asked),
@@ -155,7 +216,10 @@ def measure(
 
 
 def table(cells: Sequence[Cell]) -> Table:
-    """The cells as a rich table. The last column compares with the first row, whose own figure stands beside it."""
+    """The cells as a rich table, task by task.
+
+    The last column compares with the first row of the task, whose own figure stands beside it.
+    """
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in ("sampler", "cache"):
         shown.add_column(name, overflow="fold")
@@ -169,13 +233,22 @@ def table(cells: Sequence[Cell]) -> Table:
     ):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("times\nrow 1", justify="right", no_wrap=True)
-    first = cells[0].tokens_per_second
-    for c in cells:
-        share = f"{100 * c.accuracy:.1f} [{100 * c.low:.0f}-{100 * c.high:.0f}]"
-        speed = f"{c.tokens_per_second / first:.1f}" if first else "-"
-        figures = (f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", kept(c))
-        shown.add_row(*map(spaced, (c.sampler, c.cache)), share, *figures, f"{c.tokens_per_second:.0f}", speed)
+    tasks = by_task(cells)
+    for task, own in tasks.items():
+        if len(tasks) > 1:
+            shown.add_section()
+            shown.add_row(f"[bold]{spaced(task)}[/bold]")
+        for c in own:
+            shown.add_row(*row(c, own[0].tokens_per_second))
     return shown
+
+
+def row(c: Cell, first: float) -> list[str]:
+    """The figures of a cell as they are shown. first: tokens per second of the row that it is compared with."""
+    share = f"{100 * c.accuracy:.1f} [{100 * c.low:.0f}-{100 * c.high:.0f}]"
+    speed = f"{c.tokens_per_second / first:.1f}" if first else "-"
+    figures = [f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", kept(c)]
+    return [*map(spaced, (c.sampler, c.cache)), share, *figures, f"{c.tokens_per_second:.0f}", speed]
 
 
 def kept(c: Cell) -> str:
@@ -211,68 +284,19 @@ def to_csv(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> Non
 
 
 def to_png(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> None:
-    """Accuracy with its interval against tokens per forward: a colour per sampler, a marker and a label per cache.
+    """Accuracy with its interval against both speeds, for each task: a colour per sampler, a marker per cache.
 
     With one cache the labels are the samplers' and there is no legend.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    samplers, caches = (list(dict.fromkeys(getattr(c, name) for c in cells)) for name in ("sampler", "cache"))
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)  # matplotlib types it in part
-    axes = figure.add_subplot()
-    for c in cells:
-        colour, marker = f"C{samplers.index(c.sampler) % 10}", "osD^vP*X"[caches.index(c.cache) % 8]
-        name = spaced(c.sampler) if c == next(d for d in cells if d.sampler == c.sampler) else None
-        x, y, low, high = c.tokens_per_forward, 100 * c.accuracy, 100 * c.low, 100 * c.high
-        axes.vlines(x, low, high, colour, lw=1.2, alpha=0.6)
-        axes.plot(x, y, marker, color=colour, ms=8, mec="white", label=name)
-    axes.set_xlim(0, 1.15 * max(c.tokens_per_forward for c in cells) or 1)
-    axes.set_xlabel("answer tokens per forward")
-    axes.set_ylabel("right answers in %, with 95 % interval")
-    axes.set_title("Accuracy against parallelism", loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(caches) > 1:
-        figure.legend(loc="outside upper right", ncols=min(4, len(samplers)), frameon=False, fontsize=8)
-    figure.supxlabel("\n".join(textwrap.wrap(note(conditions), 125)), x=0.01, ha="left", fontsize=7, color="dimgray")
-    canvas.draw()
-    labels = [c.cache if len(caches) > 1 else spaced(c.sampler) for c in cells]
-    colours = [f"C{samplers.index(c.sampler) % 10}" for c in cells]
-    place_labels(canvas.get_renderer(), axes, cells, labels, colours)
-    figure.savefig(path, format="png")
-
-
-def place_labels(
-    renderer: Any, axes: Any, cells: Sequence[Cell], labels: Sequence[str], colours: Sequence[str]
-) -> None:
-    """Write each point's label beside it, as near as it can stand without covering a bar, a point or another label."""
-    from matplotlib.text import Text
-    from matplotlib.transforms import Bbox
-
-    at = [(c.tokens_per_forward, 100 * c.accuracy) for c in cells]
-    bars = [axes.transData.transform([(c.tokens_per_forward, 100 * y) for y in (c.low, c.high)]) for c in cells]
-    taken = [Bbox.from_extents(x0 - 2, y0, x1 + 2, y1) for (x0, y0), (x1, y1) in bars]
-    taken += [Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for x, y in axes.transData.transform(at)]
-    spots = sorted(product((8, -8, 30, -30, 60, -60), range(-120, 121, 4)), key=lambda s: abs(s[0]) + 2 * abs(s[1]))
-    for text, point, colour in zip(labels, at, colours, strict=True):
-        for dx, dy in spots:
-            label = axes.annotate(
-                text,
-                point,
-                (dx, dy),
-                textcoords="offset points",
-                ha="left" if dx > 0 else "right",
-                va="center",
-                fontsize=8,
-                color=colour,
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5} if abs(dx) + abs(dy) > 20 else None,
-            )
-            label.update_positions(renderer)
-            box = Text.get_window_extent(label, renderer)  # without the line to the point
-            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            label.remove()
+    one = len({c.cache for c in cells}) == 1
+    dots = [
+        Dot(
+            label=spaced(c.sampler) if one else c.cache,
+            colour=spaced(c.sampler),
+            marker=c.cache,
+            **{name: getattr(c, name) for name in ("accuracy", "low", "high", *SPEEDS)},
+        )
+        for c in cells
+    ]
+    tasks = {task: [dot for dot, c in zip(dots, cells, strict=True) if c.task == task] for task in by_task(cells)}
+    draw(tasks, note(conditions), path)

@@ -71,8 +71,6 @@ class Run:
         self.drafts = Drafts(self.schedule.canvas, self.n_drafts)
         self.last: Plan | None = None
         """What the forwards since the last survey computed."""
-        self.busy, self.idle = 0.0, 0.0
-        """Seconds of this run until the last survey, and those that its reader took between steps."""
 
     def __iter__(self) -> Iterator[Step]:
         while self.schedule.slots:
@@ -90,7 +88,7 @@ class Run:
                 step = self.commit(every, place, plan, rows, index)
                 given = time.perf_counter()
                 yield step
-                self.idle += time.perf_counter() - given
+                self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
 
     def survey(self, at: Position) -> Plan | None:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
@@ -126,7 +124,6 @@ class Run:
             steps,
             behind,
         ) = torch.stack(lists).tolist()
-        self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         self.measure(steps)
         for slot in range(len(done)):
             self.check(slot, bool(broken[slot]), 0 if done[slot] else undecided[slot])
@@ -170,15 +167,15 @@ class Run:
 
     def measure(self, steps: list[int]) -> None:
         """Note how far the last forwards brought the rows in flight, and what they cost."""
-        requests, busy = self.schedule.slots, self.seconds - self.idle
+        requests, before = self.schedule.slots, self.seconds
+        self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
         more = [now - self.counts["steps"][request] - 1 for now, request in zip(steps, requests, strict=True)]
         for now, request in zip(steps, requests, strict=True):
             self.counts["steps"][request] = now
         plan, self.last = self.last, None
         if self.pace and plan and not plan.refreshed:
             columns = sum(map(plan.work, range(len(plan.counts))))
-            self.pace.observe(plan.drafts, more, sum(plan.again_counts), columns, busy - self.busy)
-        self.busy = busy
+            self.pace.observe(plan.drafts, more, sum(plan.again_counts), columns, self.seconds - before)
 
     def check(self, slot: int, broken: bool, left: int) -> None:
         """Raise if a row cannot go on: the model returned NaN, or its masks do not become fewer."""
@@ -365,7 +362,7 @@ class Run:
         else:
             self.look_ahead(made, place, scope, index)
         requests, seconds = [schedule.slots[row] for row in rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, p.span, made.before, made.after, made.confidence, seconds)
+        step = Step(self.forwards - 1, requests, p.span, made.before, made.after, made.confidence, seconds, p.mask_id)
         for observer in self.observers:
             observer(step)
         if self.hooks:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dllm.engine import Run
-from dllm.trace import Step
+from dllm.trace import Step, pieces
 
 MASK, END, FRESH = ("·", "dim"), ("∎", "dim"), "black on green"
 REDRAW = 0.04
@@ -26,11 +26,11 @@ def printable(text: str) -> str:
 class LiveView:
     """A renderer for rich, to be told of every step of a run: `with LiveView(run, console) as view: view(step)`.
 
-    pace: least seconds that a step stays on the screen. `paused`: what drawing and waiting took before the last step.
+    pace: least seconds that a step stays on the screen. The run's clock stands still meanwhile.
     """
 
     def __init__(self, run: Run, console: Console, pace: float = 0.0) -> None:
-        requests, self.tokenizer = run.schedule.requests, run.model.tokenizer
+        self.text, requests = pieces(run.model.tokenizer), run.schedule.requests
         self.mask_id, self.end_ids = run.settings.mask(run.spec), run.spec.eos_ids
         self.starts = [len(request.prompt) for request in requests]
         self.answers = [list(request.answer) for request in requests]
@@ -41,7 +41,6 @@ class LiveView:
         self.pieces: dict[int, str] = {}
         self.live = Live(self, console=console, auto_refresh=False, transient=True)
         self.pace, self.drawn = pace, 0.0
-        self.paused, self.pause = 0.0, 0.0
 
     def __enter__(self) -> "LiveView":
         self.live.start(refresh=True)
@@ -53,7 +52,6 @@ class LiveView:
     def __call__(self, step: Step) -> None:
         """Take over what a step changed, draw it, and wait until it has been seen."""
         began = time.perf_counter()
-        self.paused += self.pause
         rows, places = step.changed.nonzero(as_tuple=True)
         columns, tokens = step.span.columns[rows, places].tolist(), step.after[rows, places].tolist()
         self.fresh, self.shown, self.forwards = set(), step.requests, step.index + 1
@@ -70,13 +68,11 @@ class LiveView:
             self.live.refresh()
             self.drawn = time.perf_counter()
             time.sleep(max(0.0, self.pace - (self.drawn - began)))
-        self.pause = time.perf_counter() - began
 
     def piece(self, token: int) -> str:
-        """A token as text. A character cut into several tokens shows as replacement characters."""
+        """A token as text that a terminal can print."""
         if token not in self.pieces:
-            text = f"{token} " if self.tokenizer is None else self.tokenizer.decode([token], skip_special_tokens=False)
-            self.pieces[token] = printable(text)
+            self.pieces[token] = printable(self.text(token))
         return self.pieces[token]
 
     def header(self) -> Text:

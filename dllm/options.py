@@ -12,7 +12,7 @@ from dllm.errors import DllmError, unknown
 T = TypeVar("T")
 
 
-def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str], name: str, **options: Any) -> T:
+def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str], name: str, /, **options: Any) -> T:
     """Build what `name` stands for, a name or "name:option=value,option=value", with further options."""
     if not isinstance(name, str):
         raise DllmError(f"{name!r} is no name of a {kind}; there are: {', '.join(registry)}.")

@@ -1,6 +1,7 @@
 """What a generation did, step by step: the record that observers get, and the observers that keep or show it."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class Step:
     confidence: Float[Tensor, "B W"]
     seconds: float
     """Since the generation began."""
+    mask_id: int
 
     @property
     def changed(self) -> Bool[Tensor, "B W"]:
@@ -38,26 +40,84 @@ Observer = Callable[[Step], None]
 
 @dataclass
 class Trace:
-    """Collects every change: observers=[trace := Trace()]."""
+    """Collects every change: observers=[trace := Trace()].
+
+    A change names the `step` (the forward's number in the generation, from 0), the `request` (which prompt, from 0),
+    the `forward` (how many the request has had, from 1), the `column` of the row, prompt included, the `token` that
+    stands there now, the `kind` ("revealed" where a mask stood, "remasked" where one stands now, else "edited"), the
+    `confidence` in what the model proposed for the column (0 to 1), and the `seconds` since the generation began.
+    """
 
     changes: list[dict[str, Any]] = field(default_factory=list)
+    forwards: Counter[int] = field(default_factory=Counter)
+    """Of every request so far."""
 
     def __call__(self, step: Step) -> None:
+        self.forwards.update(step.requests)
         rows, places = step.changed.nonzero(as_tuple=True)
-        columns, tokens = step.span.columns[rows, places].tolist(), step.after[rows, places].tolist()
-        confidence = step.confidence[rows, places].tolist()
-        for row, column, token, sure in zip(rows.tolist(), columns, tokens, confidence, strict=True):
+        columns, confidence = step.span.columns[rows, places].tolist(), step.confidence[rows, places].tolist()
+        before, after = step.before[rows, places].tolist(), step.after[rows, places].tolist()
+        for row, column, was, token, sure in zip(rows.tolist(), columns, before, after, confidence, strict=True):
+            kind = "revealed" if was == step.mask_id else "remasked" if token == step.mask_id else "edited"
             self.changes.append(
                 {
                     "step": step.index,
                     "request": step.requests[row],
+                    "forward": self.forwards[step.requests[row]],
                     "column": column,
                     "token": token,
+                    "kind": kind,
                     "confidence": round(sure, 6),
                     "seconds": round(step.seconds, 6),
                 }
             )
 
-    def to_json(self, path: str | Path) -> None:
-        """Write one JSON object per changed token and line."""
-        Path(path).write_text("".join(json.dumps(change) + "\n" for change in self.changes))
+    def to_json(self, path: str | Path, run: Any = None, **settings: Any) -> None:
+        """Write one JSON object per changed token and line.
+
+        With the finished `dllm.Run` that was observed, every change also has its `text`, and a line before them tells
+        what a player needs besides: the `settings`, the mask's id, and of every request its prompt, what its canvas
+        began with, its whole answer (what fills it after the end of text is no change), and its forwards.
+        """
+        lines = self.changes
+        if run is not None:
+            piece = pieces(run.model.tokenizer)
+            lines = [header(run, settings), *(change | {"text": piece(change["token"])} for change in lines)]
+        Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def header(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The first line of a trace: what was asked, and what came out."""
+    done, tokenizer = run.result(), run.model.tokenizer
+    piece = pieces(tokenizer)
+    requests = [
+        {
+            "prompt": request.prompt,
+            "prompt_text": "".join(map(piece, request.prompt))
+            if tokenizer is None
+            else tokenizer.decode(request.prompt),
+            "canvas": request.answer,
+            "answer": answer,
+            "answer_text": [piece(token) for token in answer],
+            "nfe": nfe,
+        }
+        for request, answer, nfe in zip(run.schedule.requests, done.completions, done.nfe.tolist(), strict=True)
+    ]
+    return {
+        "trace": 1,
+        "settings": {"sampler": str(run.sampler)} | settings,
+        "mask_id": run.settings.mask(run.spec),
+        "eos_ids": list(run.spec.eos_ids),
+        "seconds": round(done.seconds, 6),
+        "requests": requests,
+    }
+
+
+def pieces(tokenizer: Any) -> Callable[[int], str]:
+    """Gives a token as text, on its own: a character cut into several tokens shows as replacement characters.
+
+    Without a tokenizer the text is the token's number.
+    """
+    if tokenizer is None:
+        return lambda token: f"{token} "
+    return lambda token: str(tokenizer.decode([token], skip_special_tokens=False))

@@ -132,9 +132,21 @@ def test_raw_text_and_chat_differ(ask, opened):
 
 def test_the_trace_holds_every_change(ask, tmp_path):
     done = ask(QUESTION, "--trace", str(tmp_path / "a" / "trace.jsonl"), "--no-eos-early-stop")
-    changes = [json.loads(line) for line in (tmp_path / "a" / "trace.jsonl").read_text().splitlines()]
+    header, *changes = [json.loads(line) for line in (tmp_path / "a" / "trace.jsonl").read_text().splitlines()]
+    assert header["requests"][0]["answer"] == done["tokens"][0] and header["settings"] == done["settings"]
     assert [c["token"] for c in sorted(changes, key=lambda c: c["column"])] == done["tokens"][0]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["trace.jsonl"]
+
+
+def test_play_makes_a_page_of_traces(ask, tmp_path, capsys):
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("static", "factor")]
+    for file in files:
+        ask(QUESTION, "Another one", "--trace", file)
+    page = tmp_path / "new" / "page.html"
+    assert main(["play", *files, "--html", str(page), "--request", "1"]) == 0
+    assert capsys.readouterr().out == f"{page}\n" and "Another one" in (made := page.read_text(encoding="utf-8"))
+    assert QUESTION not in made
+    assert "request=2 is not in the trace; it has 0 to 1" in refused(capsys, "play", files[0], "--request", "2")
 
 
 def test_a_prompt_may_stand_anywhere():
@@ -267,6 +279,9 @@ def test_the_version_and_a_bare_command(capsys):
         (["generate", "--prompt_ids", "1 two"], "--prompt_ids '1 two' is no list of token ids"),
         (["generate", "--prompt_ids", ""], "is no list of token ids"),
         (["generate", "x", "--trace", "/proc/x/t"], "/proc/x/t cannot be written"),
+        (["play"], "the following arguments are required: FILE"),
+        (["play", "/none"], "No such file or directory: '/none'"),
+        (["play", __file__], "test_cli.py is no trace"),
         (["doctor", "x"], "unexpected argument 'x'"),
         (["eval", "--task", "gsm8"], "unknown task 'gsm8'; did you mean 'gsm8k'?"),
         (["eval", "--task", "lists", "--limit", "few"], "limit=few is not of type int"),

@@ -37,8 +37,8 @@ def opened(folder):
 def cell(sampler="static", cache="none", right=30, tokens_per_forward=1.0, tokens_per_second=100.0):
     low, high = wilson(right, 50)
     return Cell(
-        sampler, cache, 50, right, right / 50, low, high, right, 48 / tokens_per_forward, 48.0, tokens_per_forward,
-        12345.0, 0.0 if cache == "none" else 0.625, 3.0, 0 if cache == "none" else 4096,
+        "lists", sampler, cache, 50, right, right / 50, low, high, right, 48 / tokens_per_forward, 48.0,
+        tokens_per_forward, 12345.0, 0.0 if cache == "none" else 0.625, 3.0, 0 if cache == "none" else 4096,
         2400 / tokens_per_second, tokens_per_second,
     )  # fmt: skip
 
@@ -106,14 +106,43 @@ def test_every_sampler_meets_every_cache_on_the_same_test_problems(opened):
     assert [p.task for p in asked] == ["math", "math", "lists", "lists"]
     chosen = pairs(["static", "factor"], ["none", "dual"])
     cells = compare.run(opened, asked, chosen, Console(file=io.StringIO()), **SIZES)
-    assert [(c.sampler, c.cache) for c in cells] == chosen
+    assert [(c.sampler, c.cache) for c in cells] == 3 * chosen
     assert chosen == [("static", "none"), ("static", "dual"), ("factor", "none"), ("factor", "dual")]
+
+
+def test_tasks_are_measured_one_by_one_and_together(opened):
+    asked = questions(["lists", "copy:length=4", "latin_square"], 2, 0)
+    pair = pairs(["static", "factor"], ["dual"])
+    cells = compare.run(opened, asked, pair, Console(file=io.StringIO()), **SIZES)
+    assert [c.task for c in cells] == [t for t in ("lists", "copy:length=4", "latin_square", "all") for _ in pair]
+    alone = measure(opened, asked, "factor", "dual", **SIZES)
+    exact = ("n", "right", "accuracy", "low", "high", "consistent", "sampler", "cache", "kv_bytes")
+    close = ("nfe", "answer_tokens", "tokens_per_forward", "rows", "reused", "refreshes")
+    for name in exact[:-1]:
+        assert getattr(cells[-1], name) == getattr(alone, name), name
+    for name in close:
+        assert getattr(cells[-1], name) == pytest.approx(getattr(alone, name)), name
+    own = cells[1:-1:2]
+    assert cells[-1].seconds == sum(c.seconds for c in own) and cells[-1].kv_bytes == max(c.kv_bytes for c in own)
+
+
+def test_the_table_has_a_part_for_each_task_with_a_baseline_of_its_own():
+    cells = [cell(tokens_per_second=80.0), cell("factor", tokens_per_second=200.0)]
+    lines = printed(120, [*cells, *(replace(c, task="copy", tokens_per_second=50.0) for c in cells)]).splitlines()
+    words = [line.split() for line in lines[3:] if line.strip()]
+    assert [w[0] for w in words] == ["lists", "static", "factor", "copy", "static", "factor"]
+    assert [w[-2:] for w in words if len(w) > 1] == [["80", "1.0"], ["200", "2.5"], ["50", "1.0"], ["50", "1.0"]]
+
+
+def test_the_area_of_each_task_is_told():
+    cells = [cell(right=30, tokens_per_forward=1.0), cell("factor", right=30, tokens_per_forward=2.0)]
+    assert compare.areas([*cells, replace(cells[0], task="copy")]) == {"lists": 120.0, "copy": 60.0}
 
 
 def test_a_terminal_gets_a_bar(opened):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     compare.run(opened, questions(["lists"], 2, 0), [("static", "none")], console, **SIZES)
-    assert "static, none: 1" in console.file.getvalue() and "2/2" in console.file.getvalue()
+    assert "lists, static, none: 1" in console.file.getvalue() and "2/2" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -125,8 +154,6 @@ def test_the_table_fits(width):
 
 
 def test_the_share_that_a_cache_spared_is_told_and_that_one_was_never_read():
-    from dataclasses import replace
-
     filled = replace(cell(cache="dual"), reused=0.0)
     kept = [line.split()[7] for line in printed(120, [cell(), cell(cache="dual"), filled]).splitlines()[3:6]]
     assert kept == ["-", "62", "none"]
@@ -164,35 +191,24 @@ def test_the_csv_has_every_figure_and_condition(tmp_path):
     assert rows[0]["torch"] == "2.0" and rows[0]["gen_length"] == "64"
 
 
-def test_the_picture_labels_every_point(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
-    axes = []
-    place = compare.place_labels
-    monkeypatch.setattr(compare, "place_labels", lambda r, a, *rest: (axes.append((r, a)), place(r, a, *rest)))
-    to_png(grid(), CONDITIONS, tmp_path / "grid.png")
-    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
-    [(renderer, drawn)] = axes
-    assert isinstance(drawn, Axes)
-    labels = [t for t in drawn.texts if t.get_text() in ("none", "prefix", "dual")]
-    assert len(labels) == 9
-    from matplotlib.text import Text
-
-    boxes = [Text.get_window_extent(label, renderer) for label in labels]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+def test_the_picture_has_a_row_for_each_task_and_a_colour_for_each_sampler(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare, "draw", lambda *given: drawn.append(given))
+    cells = [*grid(), *(replace(c, task="math") for c in grid()[:2])]
+    to_png(cells, CONDITIONS, tmp_path / "grid.png")
+    [(tasks, told, path)] = drawn
+    assert {task: len(dots) for task, dots in tasks.items()} == {"lists": 9, "math": 2}
+    assert told == note(CONDITIONS) and path == tmp_path / "grid.png"
+    first, second = tasks["math"]
+    assert (first.label, second.label, first.colour, second.colour) == ("none", "prefix", "static", "static")
+    assert (second.accuracy, second.low, second.tokens_per_second) == (cells[1].accuracy, cells[1].low, 100.0)
 
 
 def test_with_one_cache_the_points_are_labelled_with_their_samplers(tmp_path, monkeypatch):
     labels = []
-    monkeypatch.setattr(compare, "place_labels", lambda _r, _a, _c, texts, _k: labels.extend(texts))
+    monkeypatch.setattr(compare, "draw", lambda tasks, *_: labels.extend(dot.label for dot in tasks["lists"]))
     to_png([cell("static"), cell("threshold:threshold=0.8")], CONDITIONS, tmp_path / "grid.png")
-    assert labels == ["static", "threshold: threshold= 0.8"] or labels == ["static", "threshold: threshold=0.8"]
-
-
-@pytest.mark.parametrize("right", [0, 50])
-def test_the_picture_of_one_point_at_the_edge(tmp_path, right):
-    to_png([cell(right=right, tokens_per_forward=1e-9 if right == 0 else 3.0)], CONDITIONS, tmp_path / "one.png")
-    assert (tmp_path / "one.png").stat().st_size > 5000
+    assert labels == ["static", "threshold: threshold=0.8"]
 
 
 def test_lists_of_names_keep_their_options_together():
@@ -210,12 +226,18 @@ def test_the_command_prints_a_table_and_writes_both_files(folder, tmp_path, caps
     assert main(["compare", *arguments, *files]) == 0
     out, err = capsys.readouterr()
     assert "factor: factor=0.5" in out and "n = 4 test problems of lists, math" in " ".join(out.split()) and err == ""
+    assert "AUP of the front (accuracy in % under tokens per forward): lists " in out
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.csv", "a.png"]
     assert main(["compare", *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert len(told["rows"]) == 4 and told["conditions"]["seed"] == 0 and told["conditions"]["gen_length"] == 8
+    assert [row["task"] for row in told["rows"]] == [task for task in ("lists", "math", "all") for _ in range(4)]
+    assert (
+        set(told["aup"]) == {"lists", "math", "all"}
+        and told["conditions"]["seed"] == 0
+        and told["conditions"]["gen_length"] == 8
+    )
     rows = read(tmp_path / "new" / "a.csv")
-    same = ("sampler", "cache", "right", "nfe", "rows", "answer_tokens")
+    same = ("task", "sampler", "cache", "right", "nfe", "rows", "answer_tokens")
     assert [[row[k] for k in same] for row in rows] == [[str(row[k]) for k in same] for row in told["rows"]]
 
 
@@ -223,6 +245,8 @@ def test_the_command_prints_a_table_and_writes_both_files(folder, tmp_path, caps
     ("arguments", "message"),
     [
         (["--task", "maths"], "unknown task 'maths'; did you mean 'math'?"),
+        (["--task", "copy,shufle:length=3"], "unknown task 'shufle'; did you mean 'shuffle'?"),
+        (["--task", "copy:lenght=3"], "unknown option of task copy 'lenght'; did you mean 'length'?"),
         (["--samplers", "static,treshold"], "unknown sampler 'treshold'; did you mean 'threshold'?"),
         (["--caches", "none,duel"], "unknown cache 'duel'; did you mean 'dual'?"),
         (["--n", "0"], "n=0 problems"),

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from dllm.errors import DllmError
+from dllm.evaluate.pictures import SPEEDS, Dot, draw
 from dllm.evaluate.score import mcnemar, paired_bootstrap
 
 SAME = ("task", "protocol", "batch_size", "gen_length", "num_samples")
@@ -161,3 +162,13 @@ def note(runs: Sequence[Run]) -> list[str]:
             f"temperature {facts['temperature']:g}, seed {facts['seed']}"
         )
     return lines
+
+
+def to_png(rows: Sequence[dict[str, Any]], runs: Sequence[Run], path: Path) -> None:
+    """Accuracy with its interval against both speeds, a colour and a label for each run."""
+    dots = []
+    for r in rows:
+        low, high = r["interval"]
+        speeds = {name: r[name] for name in SPEEDS}
+        dots.append(Dot(r["run"], r["run"], "", accuracy=r["accuracy"], low=low, high=high, **speeds))
+    draw({f"{rows[0]['task']}, {rows[0]['metric']}": dots}, "\n".join(note(runs)), path)

@@ -104,6 +104,20 @@ def test_one_run_and_json(runs, capsys):
     )
 
 
+def test_a_picture_has_a_dot_for_each_run(right, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "draw", lambda *given: (drawn.append(given), given[-1].write_text("png")))
+    assert main(["report", *map(str, right), "--png", str(tmp_path / "new" / "a.png")]) == 0
+    [(tasks, told, _)] = drawn
+    [(task, dots)] = tasks.items()
+    rows = [report.row(run, report.read(right[0])) for run in map(report.read, right)]
+    assert [dot.label for dot in dots] == [row["run"] for row in rows] and task == f"{rows[0]['task']}, correct"
+    for dot, row in zip(dots, rows, strict=True):
+        assert (dot.accuracy, dot.low, dot.high) == (row["accuracy"], *row["interval"])
+        assert (dot.tokens_per_forward, dot.tokens_per_second) == (row["tokens_per_forward"], row["tokens_per_second"])
+    assert all(row["run"] in told for row in rows) and (tmp_path / "new" / "a.png").read_text() == "png"
+
+
 def test_shares_have_no_exact_test(runs, tmp_path):
     shares = change(runs / "static", tmp_path / "shares", samples=lambda s: s.update(correct=0.25))
     found = report.row(report.read(shares), report.read(runs / "threshold"))

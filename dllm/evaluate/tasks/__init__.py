@@ -17,6 +17,21 @@ TASKS = {
     "math": "zoo",
     "code": "zoo",
     "drill": "zoo",
+    "copy": "parallelbench",
+    "reverse": "parallelbench",
+    "sort": "parallelbench",
+    "shuffle": "parallelbench",
+    "insert": "parallelbench",
+    "insert_random": "parallelbench",
+    "remove": "parallelbench",
+    "remove_index": "parallelbench",
+    "remove_random": "parallelbench",
+    "replace_index": "parallelbench",
+    "replace_random": "parallelbench",
+    "latin_square": "parallelbench",
+    "mini_sudoku": "parallelbench",
+    "sudoku": "parallelbench",
+    "words_to_sentence": "parallelbench",
 }
 """Name of a task -> the module that makes it, imported when it is asked for."""
 
@@ -24,11 +39,13 @@ TASKS = {
 def make(name: str, **options: Any) -> Task:
     """The task of this name; options as its module's `task` takes them, None for those that are not given.
 
-    Raises DllmError for an unknown name, and for options that the task does not have.
+    A name may go on as the module understands it ("copy:length=12"). Raises DllmError for an unknown name, and for
+    options that the task does not have.
     """
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
-    made = import_module(f"dllm.evaluate.tasks.{TASKS[name]}").task
+    kind = name.partition(":")[0]
+    if kind not in TASKS:
+        raise unknown("task", kind, TASKS)
+    made = import_module(f"dllm.evaluate.tasks.{TASKS[kind]}").task
     given = {option: value for option, value in options.items() if value not in (None, False)}
     has = [option for option in inspect.signature(made).parameters if option != "name"]
     for option, value in given.items():

@@ -1,7 +1,8 @@
 """Waiting lines: lists of words to copy, reorder or edit (ParallelBench)."""
 
 import random
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dllm.zoo.tasks.problem import Problem
 
@@ -21,36 +22,65 @@ LISTS = {
     "replace_random": ('Replace any one word with "{w}":', 'Put "{w}" in place of a random word:'),
     "shuffle": ("Shuffle this list:", "Write the list in a random order:", "Mix up the order of the list:"),
 }
+"""What the problems of `lists` ask for; the bundled models were trained on these."""
+MORE_LISTS = {
+    "insert_random": ('Insert "{w}" at any position:', 'Put "{w}" anywhere into the list:'),
+    "remove_index": ("Remove word number {i}:", "Write the list without word number {i}:"),
+    "remove_random": ("Remove any one word:", "Write the list without a random word:"),
+}
+"""What else ParallelBench asks for, which the bundled models have never seen."""
 
 
-def check_list(kind: str, given: tuple[str, ...], expected: tuple[str, ...], word: str, text: str) -> bool:
-    """Whether the words answer the task: a shuffle in any other order, a random replacement at any place."""
-    words = tuple(text.strip().split(", "))
-    if kind == "shuffle":
-        return sorted(words) == sorted(given) and words != given
-    if kind == "replace_random":
-        return any(words == (*given[:i], word, *given[i + 1 :]) for i in range(len(given)))
-    return words == expected
+@dataclass(frozen=True)
+class Line:
+    """A list of different words, what is to be done with it, and one right answer."""
+
+    kind: str
+    question: str
+    given: Sequence[str]
+    word: str
+    """What is inserted, put in place of another, or removed."""
+    expected: Sequence[str]
+
+    def fits(self, words: Sequence[str]) -> bool:
+        """Whether the words answer the question: a shuffle in any other order, a random edit at any place."""
+        given, n = list(self.given), len(self.given)
+        if self.kind == "shuffle":
+            return sorted(words) == sorted(given) and list(words) != given
+        if self.kind == "replace_random":
+            return any(list(words) == [*given[:i], self.word, *given[i + 1 :]] for i in range(n))
+        if self.kind == "insert_random":
+            return any(list(words) == [*given[:i], self.word, *given[i:]] for i in range(n + 1))
+        if self.kind == "remove_random":
+            return any(list(words) == [*given[:i], *given[i + 1 :]] for i in range(n))
+        return list(words) == list(self.expected)
+
+    def check(self, text: str) -> bool:
+        """Whether the text is a right list, with a comma and a space between its words and nothing else."""
+        return self.fits(text.strip().split(", "))
 
 
-def make_list(rng: random.Random, level: float) -> Problem:
-    """A waiting line of 3 to 12 words to copy, reorder or edit (ParallelBench). Positions count from 1."""
-    kind, length = rng.choice(tuple(LISTS)), rng.randint(3, 3 + round(9 * level))
+def make_line(rng: random.Random, kind: str, length: int) -> Line:
+    """A line of `length` words to copy, reorder or edit as `kind` says. Positions count from 1."""
     word, *given = rng.sample(WORDS, length + 1)
-    index, result = rng.randrange(length + (kind == "insert")), list(given)
+    index, result = rng.randrange(length + kind.startswith("insert")), list(given)
     if kind == "reverse":
         result.reverse()
     elif kind == "sort":
         result.sort()
-    elif kind == "insert":
+    elif kind.startswith("insert"):
         result.insert(index, word)
-    elif kind == "remove":
+    elif kind.startswith("remove"):
         word = result.pop(index)
     elif kind.startswith("replace"):
         result[index] = word
     while kind == "shuffle" and result == given:
         rng.shuffle(result)
-    asked = rng.choice(LISTS[kind]).format(w=word, i=index + 1)
-    question = f"{asked}\n{', '.join(given)}"
-    check = partial(check_list, kind, tuple(given), tuple(result), word)
-    return Problem("lists", kind, question, ", ".join(result), check)
+    asked = rng.choice((LISTS | MORE_LISTS)[kind]).format(w=word, i=index + 1)
+    return Line(kind, f"{asked}\n{', '.join(given)}", tuple(given), word, tuple(result))
+
+
+def make_list(rng: random.Random, level: float) -> Problem:
+    """A waiting line of 3 to 12 words of any kind in LISTS (ParallelBench)."""
+    line = make_line(rng, rng.choice(tuple(LISTS)), rng.randint(3, 3 + round(9 * level)))
+    return Problem("lists", line.kind, line.question, ", ".join(line.expected), line.check)
