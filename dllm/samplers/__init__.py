@@ -43,6 +43,7 @@ ALIASES = {
     "low_confidence_static": "static",
     "topk": "static",
     "confidence_threshold": "threshold",
+    "entropy_threshold": "dparallel",
     "margin": "topk_margin",
 }
 
