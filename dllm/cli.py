@@ -6,9 +6,8 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from math import isfinite
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from dllm.arguments import constraints_of, listed, read, settings_of
 from dllm.doctor import conditions, examine, lines
 from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
-from dllm.options import convert
+from dllm.options import convert, parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,20 +156,6 @@ def doctor(options: Namespace) -> int:
 def load(options: Namespace) -> Any:
     """The model, with a bar in a terminal while it is read."""
     return dllm.load(options.model, device=options.device, dtype=options.dtype, progress=sys.stderr.isatty())
-
-
-def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
-    """A sampler or cache as its name and options; a sampler that it applies likewise."""
-    options = {field.name: printable(getattr(method, field.name)) for field in fields(method)}
-    inner = {name: parts(value, registry) for name, value in options.items() if type(value) in registry.values()}
-    return {"name": next(name for name, made in registry.items() if type(method) is made), **options, **inner}
-
-
-def printable(value: Any) -> Any:
-    """A value as JSON has it: an infinite number as text."""
-    if isinstance(value, tuple):
-        return [printable(part) for part in value]
-    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def prompts_of(options: Namespace) -> list[Prompt]:

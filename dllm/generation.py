@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -128,27 +128,36 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]  # and that these are many; each is checked on its own
 
 
-def token_ids(model: Model, prompt: Prompt, chat: bool) -> list[int]:
-    """One prompt as token ids; text becomes a user's turn where the tokenizer has a chat template."""
-    spec, tokenizer = model.spec, model.tokenizer
-    messages = isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-    if isinstance(prompt, str) or messages:
-        if tokenizer is None:
+def token_ids(model: Model, prompt: Prompt, chat: bool, prefix: str = "") -> list[int]:
+    """One prompt as token ids; text becomes a user's turn where the tokenizer has a chat template.
+
+    prefix: text with which the answer begins, written after the prompt and tokenized with it.
+    """
+    if isinstance(prompt, str) or is_messages(prompt):
+        if model.tokenizer is None:
             raise DllmError("this model has no tokenizer, so a prompt must be token ids, not text.")
-        if isinstance(prompt, str) and not prompt.strip():
-            raise DllmError("the prompt is empty; give some text.")
-        if isinstance(prompt, str) and chat and tokenizer.chat_template:
-            prompt = [{"role": "user", "content": prompt}]
-        if not isinstance(prompt, str):
-            prompt = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-            return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        encoded = list(tokenizer(prompt)["input_ids"])
+        text, special = rendered(model.tokenizer, prompt, chat)
+        encoded = list(model.tokenizer(text + prefix, add_special_tokens=special)["input_ids"])
         if not encoded:
             raise DllmError(f"the prompt {prompt!r} has no tokens; give some text.")
         return encoded
     if not isinstance(prompt, Sequence | Tensor):
         raise DllmError(f"{prompt!r} is not a prompt; give text, messages, or token ids.")
-    return checked_ids(spec, prompt, "a prompt")
+    return checked_ids(model.spec, prompt, "a prompt")
+
+
+def is_messages(prompt: Prompt) -> TypeGuard[Messages]:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def rendered(tokenizer: Any, prompt: str | Messages, chat: bool) -> tuple[str, bool]:
+    """A prompt as the text that is tokenized, and whether the tokenizer adds its special tokens to it."""
+    if isinstance(prompt, str) and not prompt.strip():
+        raise DllmError("the prompt is empty; give some text.")
+    if isinstance(prompt, str) and not (chat and tokenizer.chat_template):
+        return prompt, True
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)), False
 
 
 def checked_ids(spec: ModelSpec, given: Any, where: str) -> list[int]:

@@ -4,6 +4,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from math import isfinite
 from typing import Any, TypeVar
 
 from dllm.errors import DllmError, unknown
@@ -36,6 +37,21 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
             raise unknown(f"option of {kind} {name}", option, known)
         options[option] = convert(f"{name}:{option}", value, hints[option])
     return made(**options)
+
+
+def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
+    """A sampler or cache as its name and options; a sampler that it applies likewise."""
+    name = next((name for name, made in registry.items() if type(method) is made), type(method).__name__)
+    options = {field.name: printable(getattr(method, field.name)) for field in fields(method)}
+    inner = {name: parts(value, registry) for name, value in options.items() if type(value) in registry.values()}
+    return {"name": name, **options, **inner}
+
+
+def printable(value: Any) -> Any:
+    """A value as JSON has it: an infinite number as text."""
+    if isinstance(value, tuple):
+        return [printable(part) for part in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def convert(option: str, value: Any, hint: Any) -> Any:

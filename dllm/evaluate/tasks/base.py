@@ -20,6 +20,8 @@ class Question:
     """What the answer is scored against, as JSON has it."""
     prefix: str = ""
     """Text that opens the model's turn and that it goes on from."""
+    target: str = ""
+    """A right answer, for readers of the files."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,19 @@ class Task:
     """The answer ends before the first of these strings."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the protocol (gen_length, block_length, temperature, ...), which the caller may override."""
+    protocol: str = ""
+    """The protocol's name, "" where a task has one only."""
+    n_shots: int = 0
+    """Worked examples in every prompt."""
 
     def questions(self) -> list[Question]:
         """All questions, always in the same order."""
         raise NotImplementedError(f"{type(self).__name__} asks no questions.")
 
     def score(self, question: Question, answer: str) -> dict[str, Any]:
-        """The value of every metric, and beside them what was extracted from the answer, as JSON has it."""
+        """The value of every metric, and beside them what was extracted from the answer, as JSON has it.
+
+        answer: the text before the first stop string and the end of text, without the question's prefix. "extracted",
+        if there is one, is what the headline compares.
+        """
         raise NotImplementedError(f"{type(self).__name__} scores no answers.")
