@@ -4,7 +4,7 @@ import argparse
 import ast
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -20,6 +20,8 @@ ALSO = {
     "confidence_threshold": "threshold",
     "model_path": "model",
     "tasks": "task",
+    "output_path": "output",
+    "confirm_run_unsafe_code": "allow_code_execution",
 }
 """Names that other projects give to our options."""
 
@@ -127,6 +129,7 @@ def listed(names: str) -> list[str]:
 # fmt: off  # a row per option
 def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     """The parser, and those of its commands."""
+    from dllm.evaluate.tasks import TASKS as QUESTIONS
     from dllm.zoo.tasks import TASKS
 
     parser = Parser(prog="dllm", description=dllm.__doc__, allow_abbrev=False)
@@ -149,21 +152,24 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         made.add_argument("--json", action="store_true", help="print one JSON object")
         return made
 
+    def add_method(add: Callable[..., Any]) -> None:
+        add("--sampler", metavar=method, help=f"{samplers} [threshold]")
+        for name, sampler in dllm.samplers.owners().items():
+            add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
+        add("--cache", default="dual", metavar=method, help=f"{caches} [dual]")
+        add(
+            "--remasking",
+            default="low_confidence",
+            choices=("low_confidence", "random"),
+            help="order of the sampler static",
+        )
+
     add = command(
         "generate", "tiny-llada", "answer prompts; in a terminal, show the canvas being denoised"
     ).add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="a user's turn; - reads one from standard input")
     add("--prompt_ids", action="append", default=[], metavar='"1 2 3"', help="a prompt as token ids; may be repeated")
-    add("--sampler", metavar=method, help=f"{samplers} [threshold]")
-    for name, sampler in dllm.samplers.owners().items():
-        add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
-    add("--cache", default="dual", metavar=method, help=f"{caches} [dual]")
-    add(
-        "--remasking",
-        default="low_confidence",
-        choices=("low_confidence", "random"),
-        help="order of the sampler static",
-    )
+    add_method(add)
     add("--constraints", metavar='"200:The|201:answer"', help="words that stand in the answer from these columns on")
     add("--no_chat", action="store_true", help="take prompts as raw text, without the chat template")
     add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON")
@@ -192,6 +198,23 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add_settings(
         commands.choices["compare"], [n for n in NAMES if n not in ("stop", "num_samples")], gen_length=64, seed=0
     )
+
+    add = command(
+        "eval", "tiny-llada", "measure a model on a task; a run that was killed goes on if it is started again"
+    ).add_argument
+    add("--task", default="gsm8k", metavar="NAME", help=f"{', '.join(QUESTIONS)} [gsm8k]")
+    add("--protocol", metavar="NAME", help="how the task is asked, by the name of a published way")
+    add("--data", metavar="FILE", help="the task's rows (.jsonl, .jsonl.gz, .json, .parquet) instead of the hub's")
+    add("--shots", metavar="FILE", help="where the worked examples of the prompts come from, likewise")
+    add("--limit", metavar="INT", help="ask a fixed random subset of this many questions only")
+    add("--output", default="runs/eval", metavar="FOLDER", help="for results_*.json and samples_*.jsonl [%(default)s]")
+    add("--allow_code_execution", action="store_true", help="let the task run code that the model wrote")
+    add_method(add)
+    # The protocol of the task sets what is not given here.
+    add_settings(commands.choices["eval"], NAMES, **dict.fromkeys(NAMES))
+
+    add = command("report", None, "finished evaluations beside each other, compared with the first").add_argument
+    add("runs", nargs="+", metavar="RUN", help="a folder with one results_*.json, or the file")
 
     add = command(
         "doctor", None, "tell what is installed and what runs on it; with --model, whether it fits"

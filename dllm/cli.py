@@ -1,4 +1,4 @@
-"""The command line: dllm generate, dllm compare, dllm doctor."""
+"""The command line: dllm generate, compare, eval, report, doctor."""
 
 import contextlib
 import json
@@ -22,10 +22,15 @@ from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
 from dllm.options import convert, parts
 
+TASK_OPTIONS = ("protocol", "data", "shots", "allow_code_execution")
+"""What `dllm eval` hands to the task that it asks."""
+RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+"""The environment that torchrun and accelerate launch set, and its values without them."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
-    commands = {"generate": generate, "compare": compare, "doctor": doctor}
+    commands = {"generate": generate, "compare": compare, "eval": evaluate, "report": report, "doctor": doctor}
     try:
         options = read(list(sys.argv[1:] if argv is None else argv))
         code = commands[options.command](options)
@@ -143,6 +148,65 @@ def compare(options: Namespace) -> int:
         out.print(grid.table(cells))
         out.print(grid.note(used), style="dim", soft_wrap=piped)
     return 0
+
+
+def evaluate(options: Namespace) -> int:
+    """Under torchrun and accelerate launch each process answers its share; the first writes and prints the whole."""
+    from dllm.evaluate import answers, runner, tasks
+
+    rank, world_size, local_rank = (int(os.environ.get(n, d)) for n, d in RANKS.items())
+    limit = None if options.limit is None else convert("limit", options.limit, int)
+    task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
+    decoding = decoding_of(options)
+    answers.Method.of(task, **decoding)
+    if world_size > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
+        options.device = f"cuda:{local_rank}"
+    console = Console(stderr=True) if rank == 0 else None
+    path = runner.evaluate(
+        load(options),
+        task,
+        options.output,
+        name=options.model,
+        limit=limit,
+        rank=rank,
+        world_size=world_size,
+        console=console,
+        **decoding,
+    )
+    if path:
+        tell([str(path)], options.json)
+        print(f"written to {path} and the samples beside it", file=sys.stderr)
+    return 0
+
+
+def decoding_of(options: Namespace) -> dict[str, Any]:
+    """What was given of sampler, cache and settings, for a task to put over its own."""
+    names = [name for name in options.settings if getattr(options, name) not in (None, [])]
+    options.settings = names
+    short = {name: value for name in dllm.samplers.owners() if (value := getattr(options, name)) is not None}
+    chosen = {name: getattr(options, name) for name in ("sampler", "cache", "remasking")}
+    return chosen | settings_of(options) | short
+
+
+def report(options: Namespace) -> int:
+    tell(options.runs, options.json)
+    return 0
+
+
+def tell(paths: Sequence[str], as_json: bool) -> None:
+    """Print finished evaluations beside each other, the first as the baseline."""
+    from dllm.evaluate import report
+
+    runs = [report.read(path) for path in paths]
+    rows = [report.row(run, runs[0]) for run in runs]
+    if as_json:
+        print(json.dumps({"rows": rows}))
+        return
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    out = Console(highlight=False, width=140 if piped else None)
+    out.print(report.table(rows))
+    for line in report.note(runs):
+        out.print(line, style="dim", soft_wrap=piped)
 
 
 def doctor(options: Namespace) -> int:

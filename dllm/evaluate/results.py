@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from dllm.evaluate.answers import Answer, Method
-from dllm.evaluate.score import wilson
+from dllm.evaluate.score import pass_at_k, wilson
 from dllm.evaluate.tasks.base import Question, Task
 
 Sample = dict[str, Any]
 TIMES = ("timing", "date", "start_time", "end_time", "total_evaluation_time_seconds")
 """Fields of samples and results that differ between two runs with the same answers."""
+
+
+TOTALS = ("seconds", "decode_seconds", "forwards")
+"""What the timing of a sample tells as a running total."""
+TRIES = (1, 2, 5, 10, 20, 50, 100)
+"""k of pass@k."""
 
 
 def digest(text: str) -> str:
@@ -79,6 +85,19 @@ def error(samples: Sequence[Sample], metric: str) -> float:
     return sqrt(sum((s[metric] - share) ** 2 for s in samples) / max(1, n - 1) / n)
 
 
+def passed(samples: Sequence[Sample], metric: str) -> dict[str, float]:
+    """pass@k for some k up to the number of answers to a question: the chance that one of k is right."""
+    right = [[score[metric] for score in s["scores"]] for s in samples]
+    n = len(right[0])
+    if any(value not in (0, 1) for values in right for value in values):
+        return {}
+    return {
+        f"pass@{k}": sum(pass_at_k(n, sum(values), k) for values in right) / len(right)
+        for k in TRIES
+        if k <= n and n > 1
+    }
+
+
 def counts(samples: Sequence[Sample]) -> dict[str, Any]:
     """Sums over all answers. tokens_per_forward: answer tokens over the forwards that their rows took part in."""
     names = ("nfe", "rows", "answer_tokens", "canvas_tokens", "empty")
@@ -113,9 +132,6 @@ def timing(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-TOTALS = ("seconds", "decode_seconds", "forwards")
-
-
 def results(
     task: Task,
     method: Method,
@@ -134,6 +150,7 @@ def results(
         kind = kind or "none"
         figures[f"{short},{kind}"] = mean(samples, metric)
         figures[f"{short}_stderr,{kind}"] = error(samples, metric)
+    figures |= passed(samples, task.metrics[0])
     settings = method.facts()
     config = {
         "task": name,
