@@ -1,4 +1,4 @@
-"""The command line: dllm generate, compare, eval, report, doctor."""
+"""The command line: dllm generate, compare, eval, report, tune, doctor."""
 
 import contextlib
 import json
@@ -30,7 +30,14 @@ RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
-    commands = {"generate": generate, "compare": compare, "eval": evaluate, "report": report, "doctor": doctor}
+    commands = {
+        "generate": generate,
+        "compare": compare,
+        "eval": evaluate,
+        "report": report,
+        "tune": tune,
+        "doctor": doctor,
+    }
     try:
         options = read(list(sys.argv[1:] if argv is None else argv))
         code = commands[options.command](options)
@@ -207,6 +214,49 @@ def tell(paths: Sequence[str], as_json: bool) -> None:
     out.print(report.table(rows))
     for line in report.note(runs):
         out.print(line, style="dim", soft_wrap=piped)
+
+
+def tune(options: Namespace) -> int:
+    """What is searched goes to stderr first; the table, what was proved and the file's name come last."""
+    from dllm.evaluate import tasks, tuned
+
+    given = {name: getattr(options, name) for name in TASK_OPTIONS}
+    task, names = tasks.make(options.task, **given), [n for n in options.settings if getattr(options, n) is not None]
+    options.settings = names
+    decoding, n = settings_of(options), None if options.n is None else convert("n", options.n, int)
+    lose, delta = convert("lose", options.lose, float), convert("delta", options.delta, float)
+    samplers = listed(options.samplers) if options.samplers else [*tuned.SAMPLERS]
+    caches = listed(options.caches) if options.caches else [*tuned.CACHES]
+    console = Console(stderr=True, highlight=False)
+    console.print(f"searching {' '.join(samplers)}\nwith the caches {' '.join(caches)}", style="dim", soft_wrap=True)
+    path = Path(options.output)
+    with replacing(path) as made, console.status("", refresh_per_second=4) as status:
+        assert made is not None
+        found = tuned.tune(
+            load(options),
+            task,
+            path.with_suffix(".cells"),
+            name=options.model,
+            lose=lose,
+            delta=delta,
+            n=n,
+            samplers=samplers,
+            caches=caches,
+            tell=status.update,
+            **decoding,
+        )
+        made.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    for title in ("search", "held_out"):
+        if found[title]:
+            out.print(tuned.table(title.replace("_", " "), found[title]))
+    out.print(found["guarantee"])
+    chosen = found["settings"]
+    out.print(f"{chosen['sampler']}, {chosen['cache']}: written to {path}, for --settings of generate and eval")
+    return 0
 
 
 def doctor(options: Namespace) -> int:

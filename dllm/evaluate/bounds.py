@@ -14,7 +14,7 @@ def at_most(k: int, n: int, p: float) -> float:
 
 
 def upper(k: int, n: int, alpha: float) -> float:
-    """The one-sided upper bound of a probability after k successes in n trials: too small with probability alpha at most.
+    """The one-sided upper bound of a probability after k successes in n trials; too small at most alpha of the time.
 
     Source: Clopper and Pearson, Biometrika 26 (1934). Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < alpha < 1.
     """

@@ -17,24 +17,28 @@ def key_of(*what: Any) -> str:
 class Finished:
     """What is finished, by key; a context manager, and with no folder a dictionary that nobody keeps."""
 
-    def __init__(self, folder: str | None, rank: int = 0) -> None:
-        """Read all that any rank has finished. Raises DllmError for a folder that cannot be used."""
+    def __init__(self, folder: str | Path | None, name: str = "rank_0") -> None:
+        """Read what is finished, of every name, and go on with the file of this one.
+
+        Raises DllmError for a folder that cannot be used.
+        """
         self.found: dict[str, Any] = {}
         self.file = None
         if folder is None:
             return
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            for path in sorted(Path(folder).glob("rank_*.jsonl")):
-                self.found |= dict(
-                    filter(None, map(entry, path.read_text(encoding="utf-8", errors="replace").split("\n")))
-                )
-            path = Path(folder) / f"rank_{rank}.jsonl"
+            for path in sorted(Path(folder).glob("*.jsonl")):
+                lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+                self.found |= dict(filter(None, map(entry, lines)))
+            path = Path(folder) / f"{name}.jsonl"
             self.file = path.open("a", encoding="utf-8")
             if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
                 self.file.write("\n")  # the end of a line that a kill cut short
         except OSError as error:
-            raise DllmError(f"save_dir={folder} cannot be used ({error.strerror}); give another folder.") from error
+            raise DllmError(
+                f"{folder} cannot be used to keep finished work ({error.strerror}); give another folder."
+            ) from error
 
     def __enter__(self) -> "Finished":
         return self

@@ -96,7 +96,10 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Decode every request's whole canvas, then cut the text at the first of its stop strings."""
         jobs, began, new = self.jobs(requests), time.perf_counter(), []
-        with Finished(self.args.save_dir, self.rank) as finished, bar(jobs, finished, disable_tqdm) as progress:
+        with (
+            Finished(self.args.save_dir, f"rank_{self.rank}") as finished,
+            bar(jobs, finished, disable_tqdm) as progress,
+        ):
             for together in grouped([job for job in jobs if job.key not in finished.found]):
                 for job, answer in self.answers(together):
                     finished.add(job.key, asdict(answer))
@@ -149,7 +152,7 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
         settings = [str(args.pretrained), str(self.model.dtype), args.mc_num, scale, args.settings["seed"]]
         pairs = [self.pair(*request.args) for request in requests]
         jobs = [key_of("loglikelihood", *settings, args.is_check_greedy, asdict(pair)) for pair in pairs]
-        with Finished(args.save_dir, self.rank) as finished, bar(jobs, finished, disable_tqdm) as progress:
+        with Finished(args.save_dir, f"rank_{self.rank}") as finished, bar(jobs, finished, disable_tqdm) as progress:
             new = {key: pair for key, pair in zip(jobs, pairs, strict=True) if key not in finished.found}
             keys, left = list(new), list(new.values())
             said = [False] * len(left)

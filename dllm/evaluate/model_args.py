@@ -110,10 +110,11 @@ def read(name: str, given: Mapping[str, Any]) -> ModelArgs:
 def settled(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What is usual, unless something else is given: an option of a sampler may say which one, a flag which cache."""
     kept = dict(usual)
-    options = {key for key in dllm.samplers.owners() if given.get(key) is not None}
-    has = {f.name for f in fields(dllm.samplers.make(kept["sampler"]))} if "sampler" in kept else set()  # type: ignore[arg-type]
-    if given.get("sampler") or not options <= has or given.get("remasking") == "random":
+    options = [key for key in dllm.samplers.owners() if given.get(key) is not None]
+    if given.get("sampler") or given.get("remasking") == "random":
         kept.pop("sampler", None)
+    elif isinstance(kept.get("sampler"), str):
+        kept["sampler"] = dllm.samplers.without(kept["sampler"], options)
     if {"use_cache", "dual_cache"} & set(given):
         kept.pop("cache", None)
     return kept | dict(given)

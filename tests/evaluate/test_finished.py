@@ -10,7 +10,7 @@ def test_what_is_finished_comes_back(tmp_path):
     with Finished(str(tmp_path / "a" / "b")) as kept:
         kept.add("x", {"text": "é"})
         assert "é" in (tmp_path / "a" / "b" / "rank_0.jsonl").read_text(), "written before the file is closed"
-    with Finished(str(tmp_path / "a" / "b"), rank=1) as again:
+    with Finished(str(tmp_path / "a" / "b"), "rank_1") as again:
         assert again.found == {"x": {"text": "é"}}
 
 
@@ -37,7 +37,7 @@ def test_without_a_folder_nothing_is_kept():
 
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DllmError, match=r"save_dir=.* cannot be used"):
+    with pytest.raises(DllmError, match="cannot be used to keep finished work"):
         Finished(str(tmp_path / "file"))
 
 
