@@ -7,13 +7,15 @@ A fixed sequence of tests at level delta keeps the chance of any wrong approval 
 arXiv:2110.01052); each test is the exact bound of `bounds.loss_bound`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
-from dllm.evaluate.bench import BASELINE, Bench, Candidate, Cell, Cells
+from dllm.evaluate.bench import BASELINE, Candidate, Cell, Cells
 from dllm.evaluate.bounds import loss_bound
 from dllm.evaluate.tasks.base import Question
 
+Measure = Callable[[Candidate, Sequence[Question]], Cell]
+"""Answers questions with a candidate."""
 ROUNDS = 3
 """Of the search: all candidates on a quarter of its questions, half of them on half, a quarter on all."""
 
@@ -46,7 +48,7 @@ def surely(cell: Cell, base: Cell) -> float:
     return -loss_bound(won, lost, len(cell.right), 0.05)
 
 
-def search(bench: Bench, candidates: Sequence[Candidate], asked: Sequence[Question], lose: float) -> Cells:
+def search(bench: Measure, candidates: Sequence[Candidate], asked: Sequence[Question], lose: float) -> Cells:
     """Cells of the baseline and all candidates, of those that came far on all questions, else on the first of them."""
     cells: Cells = {}
     alive, stops = list(candidates), [0, *(len(asked) >> shift for shift in range(ROUNDS - 1, -1, -1))]
@@ -73,7 +75,7 @@ def finalists(cells: Cells, lose: float) -> list[Candidate]:
 
 
 def approved(
-    bench: Bench, order: Sequence[Candidate], asked: Sequence[Question], lose: float, delta: float
+    bench: Measure, order: Sequence[Candidate], asked: Sequence[Question], lose: float, delta: float
 ) -> tuple[Cells, dict[Candidate, float]]:
     """Cells on held-out questions of the baseline and of the candidates tested, and the bounds of those that passed."""
     cells = {BASELINE: bench(BASELINE, asked)} if order else {}

@@ -75,7 +75,7 @@ def tune(
     base = tested.get(BASELINE)
     return {
         "settings": asdict(chosen) | used(method.settings),
-        "guarantee": guarantee(passed.get(chosen), lose, delta, len(held_out), len(tested) - 1),
+        "guarantee": guarantee(passed.get(chosen), lose, delta, len(held_out), max(0, len(tested) - 1)),
         "lose": lose,
         "delta": delta,
         "loss_at_most": 100 * passed[chosen] if passed else None,
