@@ -182,7 +182,7 @@ def evaluate(options: Namespace) -> int:
     )
     if path:
         tell([str(path)], options.json)
-        print(f"written to {path} and the samples beside it", file=sys.stderr)
+        print(f"results: {path}, samples beside it", file=sys.stderr)
     return 0
 
 

@@ -211,7 +211,7 @@ def test_options_of_samplers_choose_their_sampler(folder, capsys, argv, sampler)
 
 
 def test_every_option_has_a_help_and_every_field_a_docstring(capsys):
-    for command in ("generate", "compare", "doctor"):
+    for command in ("generate", "compare", "eval", "doctor"):
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
         assert end.value.code == 0
@@ -265,6 +265,16 @@ def test_the_version_and_a_bare_command(capsys):
         (["generate", "--prompt_ids", ""], "is no list of token ids"),
         (["generate", "x", "--trace", "/proc/x/t"], "/proc/x/t cannot be written"),
         (["doctor", "x"], "unexpected argument 'x'"),
+        (["eval", "--task", "gsm8"], "unknown task 'gsm8'; did you mean 'gsm8k'?"),
+        (["eval", "--task", "lists", "--limit", "few"], "limit=few is not of type int"),
+        (["eval", "--task", "lists", "--gen_length", "0"], "gen_length=0 must be a whole number"),
+        (["eval", "--task", "lists", "--protocol", "P1"], "protocol='P1' is not for the task lists"),
+        (
+            ["eval", "--task", "lists", "--confirm_run_unsafe_code"],
+            "allow_code_execution=True is not for the task lists",
+        ),
+        (["eval", "--data", "nowhere.jsonl"], "the rows of nowhere.jsonl cannot be read"),
+        (["report"], "the following arguments are required: RUN"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_the_model_is_opened(argv, message, capsys, monkeypatch):

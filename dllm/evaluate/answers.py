@@ -83,7 +83,7 @@ class Answer:
     decode_tokens: int
     """Answer tokens that came in steps in which no prompt was encoded."""
     seconds: float
-    """The engine's time until this answer was finished, since the run began: a running total over answers."""
+    """The engine's time until this answer was seen to be finished, since the run began: a running total."""
     decode_seconds: float
     """Of these, in steps in which no prompt was encoded."""
     forwards: int

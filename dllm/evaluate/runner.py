@@ -6,11 +6,12 @@ and accelerate launch: each answers its share, and rank 0 waits for the others' 
 
 import json
 import random
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.progress import Progress as Bar
 from dllm.doctor import conditions
 from dllm.errors import DllmError
 from dllm.evaluate import results
-from dllm.evaluate.answers import Method, answers
+from dllm.evaluate.answers import Answer, Method, answers
 from dllm.evaluate.store import Sample, Store, append
 from dllm.evaluate.tasks.base import Question, Task
 from dllm.spec import Model
@@ -94,9 +95,39 @@ def evaluate(
     started again with the same arguments; one that is done is not repeated. Returns the path of the results, on ranks
     other than 0 None. Raises DllmError for what a user can fix.
     """
-    method, questions = Method.of(task, **decoding), task.questions()
-    asked, where = chosen(questions, limit), conditions(model, name)
-    store = Store(output, name, task.name, facts_of(task, asked, method, limit, where))
+    source, where = partial(answers, model), conditions(model, name)
+    return collect(
+        task,
+        Method.of(task, **decoding),
+        where,
+        source,
+        output,
+        limit,
+        rank=rank,
+        world_size=world_size,
+        console=console,
+    )
+
+
+def collect(
+    task: Task,
+    method: Method,
+    where: Mapping[str, Any],
+    source: Callable[[Mapping[int, Question], Method], Iterable[Answer]],
+    output: str | Path,
+    limit: int | None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    console: Console | None = None,
+) -> Path | None:
+    """`evaluate` with answers from anywhere: source takes questions by their index, and gives answers as they come.
+
+    where: the conditions, as `dllm.doctor.conditions` tells them of the models that answer.
+    """
+    questions = task.questions()
+    asked = chosen(questions, limit)
+    store = Store(output, str(where["model"]), task.name, facts_of(task, asked, method, limit, where))
     if done := store.finished():
         return done if rank == 0 else None
     store.begin()
@@ -105,14 +136,14 @@ def evaluate(
         mine = {index: asked[index] for index in [*asked][rank::world_size] if index not in found}
         session = {"session": datetime.now().isoformat(), "rank": rank}
         with progress(console, task, len(asked), shown := [*found.values()]) as tell:
-            for answer in answers(model, mine, method):
+            for answer in source(mine, method):
                 shown.append(results.sample(task, asked[answer.index], answer, method, session))
                 append(file, shown[-1])
                 tell()
         if rank != 0:
             return None
         while len(found := store.samples()) < len(asked):
-            time.sleep(POLL)
+            sleep(POLL)
         samples = [found[index] for index in asked]
         whole = results.results(task, method, samples, where, n_questions=len(questions), limit=limit, date=store.date)
         return store.finish(samples, whole)

@@ -24,7 +24,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], resamples: int = 10_000, seed: int = 0
+    first: Sequence[int | float], second: Sequence[int | float], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """The 95 % interval of the mean of second - first, values of the same questions, by the percentile bootstrap.
 
@@ -40,7 +40,7 @@ def paired_bootstrap(
     return float(low), float(high)
 
 
-def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
+def mcnemar(first: Sequence[int | float], second: Sequence[int | float]) -> float:
     """The two-sided p of McNemar's exact test that two runs are right equally often, values 0 or 1 per question.
 
     Only questions on which they differ count: of these each run has its share by a fair coin. Source: Q. McNemar,

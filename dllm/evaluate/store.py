@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -63,18 +63,16 @@ class Store:
 
         Raises DllmError if the one in progress has other facts, and if the folder cannot be written to.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        date = datetime.now().isoformat().replace(":", "-")
-        # A link is made by one process only, whole, however many ranks begin at once.
-        temporary = self.head.with_name(f".{self.head.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(dump({"date": date, "facts": self.facts}, 1), encoding="utf-8")
-            os.link(temporary, self.head)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink(missing_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.claim()
+        except OSError as error:
+            raise DllmError(f"{self.folder} cannot be written to ({error.strerror}); give another --output.") from error
         head = json.loads(self.head.read_text(encoding="utf-8"))
+        if head["facts"] != self.facts and not self.samples():  # nothing is lost
+            self.head.unlink()
+            self.begin()
+            return
         if head["facts"] != self.facts:
             then, now = differing(head["facts"], self.facts)
             raise DllmError(
@@ -82,6 +80,17 @@ class Store:
                 f"--output, or remove {self.head.name} and the unfinished samples beside it."
             )
         self.date = head["date"]
+
+    def claim(self) -> None:
+        """Write the head unless it is there. One process makes the link, whole, however many ranks begin at once."""
+        date = datetime.now().isoformat().replace(":", "-")
+        temporary = self.head.with_name(f".{self.head.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(dump({"date": date, "facts": self.facts}, 1), encoding="utf-8")
+            with suppress(FileExistsError):
+                os.link(temporary, self.head)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def partial(self, rank: int) -> Path:
         return self.folder / f"samples_{self.task}_unfinished-{rank}.jsonl"
