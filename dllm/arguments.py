@@ -225,6 +225,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     ).add_argument
     add_task(add)
     add("--limit", metavar="INT", help="ask a fixed random subset of this many questions only")
+    add("--ray", metavar="N", help="share the questions over N Ray actors, here or on the cluster at RAY_ADDRESS")
     add("--output", default="runs/eval", metavar="FOLDER", help="for results_*.json and samples_*.jsonl [%(default)s]")
     add_method(add)
     # The protocol of the task sets what is not given here.

@@ -165,7 +165,9 @@ def evaluate(options: Namespace) -> int:
     limit = None if options.limit is None else convert("limit", options.limit, int)
     task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
     decoding = decoding_of(options)
-    answers.Method.of(task, **decoding)
+    method = answers.Method.of(task, **decoding)
+    if options.ray is not None:
+        return evaluate_on_ray(options, task, method, limit, world_size)
     if world_size > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
         options.device = f"cuda:{local_rank}"
     console = Console(stderr=True) if rank == 0 else None
@@ -180,8 +182,25 @@ def evaluate(options: Namespace) -> int:
         console=console,
         **decoding,
     )
+    return written(path, options.json)
+
+
+def evaluate_on_ray(options: Namespace, task: Any, method: Any, limit: int | None, world_size: int) -> int:
+    """The same with the answers of Ray actors."""
+    from dllm.evaluate import cluster, runner
+
+    n = convert("ray", options.ray, int)
+    if world_size > 1:
+        raise DllmError(f"--ray {n} starts its own processes; leave it out under torchrun and accelerate launch.")
+    with cluster.workers(n, options.model, options.device, options.dtype) as pool:
+        path = runner.collect(task, method, pool.conditions, pool, options.output, limit, console=Console(stderr=True))
+    return written(path, options.json)
+
+
+def written(path: Path | None, as_json: bool) -> int:
+    """Tell of an evaluation that is done, if this process is the one that wrote it."""
     if path:
-        tell([str(path)], options.json)
+        tell([str(path)], as_json)
         print(f"results: {path}, samples beside it", file=sys.stderr)
     return 0
 
