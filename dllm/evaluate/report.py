@@ -12,8 +12,8 @@ from rich.table import Table
 from dllm.errors import DllmError
 from dllm.evaluate.score import mcnemar, paired_bootstrap
 
-SAME = ("task", "protocol", "device", "dtype", "batch_size", "gen_length", "num_samples")
-"""What two runs must have in common for their times to be compared."""
+SAME = ("task", "protocol", "batch_size", "gen_length", "num_samples")
+"""Facts that two runs must have in common for their times to be compared, besides the conditions."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,21 @@ def row(run: Run, first: Run) -> dict[str, Any]:
     if run is first:
         return figures
     binary = all(value in (0, 1) for value in (*first.values, *run.values))
-    base, comparable = first.results["timing"], all(run.results["facts"][n] == first.results["facts"][n] for n in SAME)
+    base = first.results["timing"]
+    comparable = situation(run) == situation(first) and base["tokens_per_second"]
     return figures | {
         "difference": (sum(run.values) - sum(first.values)) / len(run.values),
         "difference_interval": paired_bootstrap(first.values, run.values),
         "p": mcnemar(first.values, run.values) if binary else None,
-        "speedup": timing["tokens_per_second"] / base["tokens_per_second"] if comparable and base["seconds"] else None,
+        "speedup": timing["tokens_per_second"] / base["tokens_per_second"] if comparable else None,
     }
+
+
+def situation(run: Run) -> dict[str, Any]:
+    """What times depend on besides model and method: protocol, sizes, machine, threads, versions, processes."""
+    facts, where = run.results["facts"], run.results["conditions"]
+    told = {name: facts[name] for name in SAME} | {name: where[name] for name in where if name != "model"}
+    return told | {"ranks": run.results["timing"]["ranks"]}
 
 
 def same_questions(first: Run, other: Run) -> None:

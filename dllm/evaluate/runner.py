@@ -14,11 +14,12 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from dllm.doctor import conditions
+from dllm.doctor import KERNELS, conditions
 from dllm.errors import DllmError
 from dllm.evaluate import results
 from dllm.evaluate.answers import Answer, Method, answers
@@ -95,7 +96,8 @@ def evaluate(
     started again with the same arguments; one that is done is not repeated. Returns the path of the results, on ranks
     other than 0 None. Raises DllmError for what a user can fix.
     """
-    source, where = partial(answers, model), conditions(model, name)
+    where = conditions(model, name) | {"attention": KERNELS["attention"], "cuda": torch.version.cuda}
+    source = partial(answers, model)
     return collect(
         task,
         Method.of(task, **decoding),

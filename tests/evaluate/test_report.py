@@ -81,9 +81,12 @@ def test_the_table_tells_a_speed_up_beside_both_absolute_figures(right, capsys):
     assert re.search(r"static: lists, correct; tiny on cpu \(float32, 1 threads, torch", out) and "seed 0" in out
 
 
-def test_times_are_compared_under_the_same_conditions_only(runs):
+def test_times_are_compared_under_the_same_conditions_only(runs, tmp_path):
     first, other = report.read(runs / "threshold"), report.read(runs / "batch")
-    assert report.row(other, first)["speedup"] is None and "difference" in report.row(other, first)
+    assert report.row(report.read(runs / "static"), first)["speedup"] > 0
+    threads = change(runs / "static", tmp_path / "threads", results=lambda r: r["conditions"].update(threads=64))
+    for run in (other, report.read(threads)):
+        assert report.row(run, first)["speedup"] is None and "difference" in report.row(run, first)
     console = Console(file=io.StringIO(), width=150)
     console.print(report.table([report.row(first, first), report.row(other, first)]))
     assert console.file.getvalue().splitlines()[4].split()[-1] == "-"

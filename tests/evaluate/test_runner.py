@@ -188,6 +188,14 @@ def test_names_are_those_of_the_harness(whole):
     assert found["conditions"]["dtype"] == "float64" and found["conditions"]["versions"]["torch"]
 
 
+def test_the_harness_prints_our_results(whole):
+    from lm_eval.utils import make_table
+
+    row = next(line for line in make_table(json.loads(whole.read_text())).splitlines() if "correct" in line)
+    share = json.loads(whole.read_text())["results"]["lists"]["correct,none"]
+    assert [cell.strip() for cell in row.split("|")][3:9] == ["none", "0", "correct", "↑", f"{share:.4f}", "±"]
+
+
 def test_scores_and_counts_are_those_of_the_samples(whole):
     found, *samples = read(whole)
     right = sum(s["correct"] for s in samples)
