@@ -257,6 +257,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     ).add_argument
     add("--prompt_length", default="256", metavar="INT", help="tokens of every prompt [256]")
     add_settings(commands.choices["doctor"], ["gen_length", "block_length", "batch_size"])
+    commands.add_parser("lm_eval", add_help=False, help="lm-evaluation-harness's own command line, with our models")
     for made in commands.choices.values():
         also = ", ".join(f"--{also} for --{name}" for also, name in ALSO.items() if f"--{name}" in known(made))
         made.epilog = f"Hyphens may stand for underscores. Also understood: {also}."

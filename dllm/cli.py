@@ -38,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tune": tune,
         "doctor": doctor,
     }
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = read(list(sys.argv[1:] if argv is None else argv))
+        if words[:1] == ["lm_eval"]:
+            return harness(words[1:])
+        options = read(words)
         code = commands[options.command](options)
         sys.stdout.flush()
         return code
@@ -276,6 +279,15 @@ def tune(options: Namespace) -> int:
     chosen = found["settings"]
     out.print(f"{chosen['sampler']}, {chosen['cache']}: written to {path}, for --settings of generate and eval")
     return 0
+
+
+def harness(words: Sequence[str]) -> int:
+    """lm-evaluation-harness's own command line, which reads its own options."""
+    try:
+        from dllm.evaluate import lm_eval
+    except ModuleNotFoundError as error:
+        raise DllmError(f"this needs the package {error.name}; pip install 'dllm-decode[eval]'.") from error
+    return lm_eval.main(words)
 
 
 def doctor(options: Namespace) -> int:

@@ -49,5 +49,5 @@ def speed(new: Sequence[Answer], seconds: float, kept: int) -> list[str]:
         f"Canvas tokens: {sum(a.canvas_tokens for a in new)}",
         f"Answers decoded: {n}, of which empty: {empty}; taken from save_dir and not counted: {kept}",
         "Tokens are counted before the end of text and the stop strings, NFE over the forwards of every answer;",
-        "the time is that of decoding, in this process.",
+        "the time is that of decoding, in the process that took longest.",
     ]

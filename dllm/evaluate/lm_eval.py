@@ -6,6 +6,7 @@ is the harness's own command line with these names known to it; in Python import
 """
 
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import MODEL_REGISTRY, register_model
@@ -40,6 +42,9 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
     def __init__(self, **given: Any) -> None:
         """`given`: the harness's model_args; `dllm.evaluate.model_args` lists them. Raises DllmError as that does."""
         super().__init__()
+        self._rank, self._world_size = joined()
+        if self._world_size > 1 and given.get("device") in (None, "cuda", "cuda:0"):
+            given["device"] = f"cuda:{os.environ.get('LOCAL_RANK', self._rank)}"
         self.args = read(self.name, given)
         self.model = opened(self.args)
         self.tokenizer: Any = self.model.tokenizer
@@ -51,6 +56,26 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """One tensor of every process, stacked."""
+        if self._world_size == 1:
+            return tensor
+        found = [torch.empty_like(tensor, device="cpu") for _ in range(self._world_size)]
+        dist.all_gather(found, tensor.cpu())
+        return torch.stack(found)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """One object of every process, on process dst; None on the others."""
+        if self._world_size == 1:
+            return [obj]
+        found = [None] * self._world_size if self._rank == dst else None
+        dist.gather_object(obj, found, dst)
+        return found
+
+    def barrier(self) -> None:
+        if self._world_size > 1:
+            dist.barrier()
 
     @property
     def tokenizer_name(self) -> str:
@@ -95,7 +120,7 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Decode every request's whole canvas, then cut the text at the first of its stop strings."""
-        jobs, began, new = self.jobs(requests), time.perf_counter(), []
+        jobs, began, new = self.jobs(requests), time.perf_counter(), list[Answer]()
         with (
             Finished(self.args.save_dir, f"rank_{self.rank}") as finished,
             bar(jobs, finished, disable_tqdm) as progress,
@@ -106,8 +131,10 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
                     new.append(answer)
                     progress.update()
             found = [Answer(**finished.found[job.key]) for job in jobs]
-        if self.args.show_speed:
-            print("\n".join(speed(new, time.perf_counter() - began, len(jobs) - len(new))), flush=True)
+        if self.args.show_speed and (all_told := self.gather_object((new, time.perf_counter() - began, len(jobs)))):
+            every, seconds, asked_for = zip(*all_told, strict=True)
+            whole = [*chain(*every)]
+            print("\n".join(speed(whole, max(seconds), sum(asked_for) - len(whole))), flush=True)
         for request, answer in zip(requests, found, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer.text)
         return [answer.text for answer in found]
@@ -195,6 +222,16 @@ def bar(jobs: Sequence[Any], finished: Finished, disable: bool) -> Any:
     """A progress bar on stderr that begins with what is finished already."""
     keys = [job.key if isinstance(job, Job) else job for job in jobs]
     return tqdm(total=len(jobs), initial=sum(key in finished.found for key in keys), disable=disable, desc="dllm")
+
+
+def joined() -> tuple[int, int]:
+    """This process's rank and how many there are, as torchrun and accelerate launch say, able to talk to each other."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank(), world_size
 
 
 def register() -> None:

@@ -2,11 +2,16 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 import dllm
+from dllm.cli import main
 from dllm.errors import DllmError
 from dllm.zoo.tasks import problems
 
@@ -17,6 +22,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the 
 
 from dllm.evaluate import lm_eval as adapter  # noqa: E402  # only where the harness is installed
 from dllm.evaluate.jobs import Answer, speed  # noqa: E402
+
+TWO = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import test_lm_eval as tests
+found = tests.run(tests.lists(), args="gen_length=48,show_speed=True")
+if found:
+    print(json.dumps(tests.answers(found)))
+"""
 
 ASKED = problems("lists", 6)
 
@@ -166,6 +180,18 @@ def test_show_speed_prints_the_words_that_people_look_for(capsys):
     assert f"tokens generated: {int(direct.answer_tokens.sum())}\n" in out and "Canvas tokens: 288\n" in out
 
 
+def test_processes_share_the_requests_and_add_up_what_they_took(tmp_path):
+    """As under torchrun and accelerate launch."""
+    script, here = tmp_path / "two.py", Path(__file__).parent
+    script.write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    made = subprocess.run([*launch, str(here)], capture_output=True, text=True, env=env, check=False)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout.splitlines()[-1]) == answers(run(lists()))
+    assert "Answers decoded: 6," in made.stdout and made.stdout.count("Total NFE is") == 1
+
+
 def test_speed_without_a_new_answer_divides_by_nothing():
     assert "Tokens per second: 0.00" in speed([], 0.0, 5) and "Tokens per forward: 0.00" in speed([], 0.0, 5)
     assert any("of which empty: 1;" in line for line in speed([Answer(" ", 0, 8, 2)], 1.0, 0))
@@ -219,8 +245,15 @@ def test_the_command_line_of_the_harness_knows_our_names(tmp_path, monkeypatch, 
     (tmp_path / "made_up_lists.yaml").write_text(json.dumps(task | source))
     line = "--model llada_dist --model_args model_path=tiny-llada,gen_length=48,steps=48,block_length=16 --log_samples"
     line += f" --tasks made_up_lists --include_path {tmp_path} --output_path {tmp_path / 'out'} --device cpu"
-    assert adapter.main(line.split()) == 0
+    assert main(["lm_eval", *line.split()]) == 0
     [samples] = (tmp_path / "out").rglob("samples_made_up_lists_*.jsonl")
     assert len(samples.read_text().splitlines()) == 2 and list((tmp_path / "out").rglob("results_*.json"))
     assert adapter.main(line.replace("steps=", "stepps=").split()) == 2
     assert "dllm: error: unknown argument 'stepps'; did you mean 'steps'" in capsys.readouterr().err
+
+
+def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "dllm.evaluate.lm_eval")
+    monkeypatch.delattr("dllm.evaluate.lm_eval")
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    assert main(["lm_eval", "--help"]) == 2 and "pip install 'dllm-decode[eval]'" in capsys.readouterr().err
