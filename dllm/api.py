@@ -32,8 +32,9 @@ def canonical(settings: dict[str, Any], *more: str) -> dict[str, Any]:
         known = ALIASES.get(name, name)
         if known not in NAMES:
             others = ["sampler", "cache", "remasking", "request_ids", "observers", *more]
-            hooks = [hook for names in HOOK_NAMES.values() for hook in names]
-            raise unknown("argument", name, [*NAMES, *ALIASES, *SAMPLER_ALIASES, *hooks, *others])
+            others += [hook for names in HOOK_NAMES.values() for hook in names]
+            others += ["use_cache", "dual_cache", *dllm.samplers.owners()]
+            raise unknown("argument", name, [*NAMES, *ALIASES, *SAMPLER_ALIASES, *others])
         if known in renamed:
             raise DllmError(f"{known} is given twice, as {renamed[known]!r} and as {name}={value!r}; give it once.")
         renamed[known] = value

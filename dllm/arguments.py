@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import dllm
+from dllm import settings_file
 from dllm.errors import DllmError, unknown
 from dllm.options import convert
 from dllm.settings import ALIASES, NAMES, SAMPLER_ALIASES, Settings
@@ -39,8 +40,14 @@ def read(argv: list[str]) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise unknown("command", argv[0], commands)
     end = argv.index("--") if "--" in argv else len(argv)
-    options, rest = parser.parse_known_args([*map(spelled, argv[:end]), *argv[end:]])
+    words = [*map(spelled, argv[:end]), *argv[end:]]
+    options, rest = parser.parse_known_args(words)
     command = options.__dict__.get("command")
+    if command and getattr(options, "settings_file", None):
+        usual = settings_file.read(options.settings_file, ["sampler", "cache", *options.settings])
+        commands[command].set_defaults(**usual)
+        options, rest = parser.parse_known_args(words)
+        settings_file.settle(options, usual)
     for item in rest:
         if re.match("-[^0-9 ]", item) and item not in argv[end:]:
             raise unknown("option", item.partition("=")[0], known(commands[command] if command else parser))
@@ -130,6 +137,7 @@ def listed(names: str) -> list[str]:
 # fmt: off  # a row per option
 def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     """The parser, and those of its commands."""
+    from dllm.evaluate import tuned
     from dllm.evaluate.tasks import TASKS as QUESTIONS
     from dllm.evaluate.tasks.parallelbench import PARALLELBENCH
     from dllm.zoo.tasks import TASKS
@@ -160,11 +168,24 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
             add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
         add("--cache", default="dual", metavar=method, help=f"{caches} [dual]")
         add(
+            "--settings",
+            dest="settings_file",
+            metavar="FILE",
+            help="take from a file, as dllm tune writes it, what is not given",
+        )
+        add(
             "--remasking",
             default="low_confidence",
             choices=("low_confidence", "random"),
             help="order of the sampler static",
         )
+
+    def add_task(add: Callable[..., Any]) -> None:
+        add("--task", default="gsm8k", metavar="NAME", help=f"{', '.join(QUESTIONS)} [gsm8k]")
+        add("--protocol", metavar="NAME", help="how the task is asked, by the name of a published way")
+        add("--data", metavar="FILE", help="the task's rows (.jsonl, .jsonl.gz, .json, .parquet) instead of the hub's")
+        add("--shots", metavar="FILE", help="where the worked examples of the prompts come from, likewise")
+        add("--allow_code_execution", action="store_true", help="let the task run code that the model wrote")
 
     add = command(
         "generate", "tiny-llada", "answer prompts; in a terminal, show the canvas being denoised"
@@ -220,16 +241,31 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add = command(
         "eval", "tiny-llada", "measure a model on a task; a run that was killed goes on if it is started again"
     ).add_argument
-    add("--task", default="gsm8k", metavar="NAME", help=f"{', '.join(QUESTIONS)} [gsm8k]")
-    add("--protocol", metavar="NAME", help="how the task is asked, by the name of a published way")
-    add("--data", metavar="FILE", help="the task's rows (.jsonl, .jsonl.gz, .json, .parquet) instead of the hub's")
-    add("--shots", metavar="FILE", help="where the worked examples of the prompts come from, likewise")
+    add_task(add)
     add("--limit", metavar="INT", help="ask a fixed random subset of this many questions only")
+    add("--ray", metavar="N", help="share the questions over N Ray actors, here or on the cluster at RAY_ADDRESS")
     add("--output", default="runs/eval", metavar="FOLDER", help="for results_*.json and samples_*.jsonl [%(default)s]")
-    add("--allow_code_execution", action="store_true", help="let the task run code that the model wrote")
     add_method(add)
     # The protocol of the task sets what is not given here.
     add_settings(commands.choices["eval"], NAMES, **dict.fromkeys(NAMES))
+
+    add = command(
+        "tune", "tiny-llada", "find the fastest sampler and cache that lose at most so many points on a task"
+    ).add_argument
+    add_task(add)
+    add("--lose", default="1.0", metavar="POINTS", help="of accuracy, at most, against one token a step [1.0]")
+    add("--delta", default="0.1", metavar="SHARE", help="the chance to be wrong about that [0.1]")
+    add("--n", metavar="INT", help="ask this many questions, a third of them for the search; by default all")
+    add("--samplers", metavar="NAMES", help=f"with commas between: {samplers} [{','.join(tuned.SAMPLERS)}]")
+    add("--caches", metavar="NAMES", help=f"likewise: {caches} [{','.join(tuned.CACHES)}]")
+    add(
+        "--output",
+        default="runs/tune/settings.json",
+        metavar="FILE",
+        help="for --settings of generate and eval; what is finished is kept beside it [%(default)s]",
+    )
+    tunable = [name for name in NAMES if name not in ("stop", "num_samples")]
+    add_settings(commands.choices["tune"], tunable, **dict.fromkeys(tunable))
 
     add = command("report", None, "finished evaluations beside each other, compared with the first").add_argument
     add("runs", nargs="+", metavar="RUN", help="a folder with one results_*.json, or the file")
@@ -240,6 +276,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     ).add_argument
     add("--prompt_length", default="256", metavar="INT", help="tokens of every prompt [256]")
     add_settings(commands.choices["doctor"], ["gen_length", "block_length", "batch_size"])
+    commands.add_parser("lm_eval", add_help=False, help="lm-evaluation-harness's own command line, with our models")
     for made in commands.choices.values():
         also = ", ".join(f"--{also} for --{name}" for also, name in ALSO.items() if f"--{name}" in known(made))
         made.epilog = "Hyphens may stand for underscores." + f" Also understood: {also}." * bool(also)

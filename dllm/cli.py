@@ -1,4 +1,4 @@
-"""The command line: dllm generate, play, compare, eval, report, doctor."""
+"""The command line: dllm generate, play, compare, eval, report, tune, doctor."""
 
 import contextlib
 import json
@@ -32,9 +32,12 @@ RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
     commands = {"generate": generate, "play": play, "compare": compare, "eval": evaluate}
-    commands |= {"report": report, "doctor": doctor}
+    commands |= {"report": report, "tune": tune, "doctor": doctor}
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = read(list(sys.argv[1:] if argv is None else argv))
+        if words[:1] == ["lm_eval"]:
+            return harness(words[1:])
+        options = read(words)
         code = commands[options.command](options)
         sys.stdout.flush()
         return code
@@ -182,7 +185,9 @@ def evaluate(options: Namespace) -> int:
     limit = None if options.limit is None else convert("limit", options.limit, int)
     task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
     decoding = decoding_of(options)
-    answers.Method.of(task, **decoding)
+    method = answers.Method.of(task, **decoding)
+    if options.ray is not None:
+        return evaluate_on_ray(options, task, method, limit, world_size)
     if world_size > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
         options.device = f"cuda:{local_rank}"
     console = Console(stderr=True) if rank == 0 else None
@@ -197,8 +202,25 @@ def evaluate(options: Namespace) -> int:
         console=console,
         **decoding,
     )
+    return written(path, options.json)
+
+
+def evaluate_on_ray(options: Namespace, task: Any, method: Any, limit: int | None, world_size: int) -> int:
+    """The same with the answers of Ray actors."""
+    from dllm.evaluate import cluster, runner
+
+    n = convert("ray", options.ray, int)
+    if world_size > 1:
+        raise DllmError(f"--ray {n} starts its own processes; leave it out under torchrun and accelerate launch.")
+    with cluster.workers(n, options.model, options.device, options.dtype) as pool:
+        path = runner.collect(task, method, pool.conditions, pool, options.output, limit, console=Console(stderr=True))
+    return written(path, options.json)
+
+
+def written(path: Path | None, as_json: bool) -> int:
+    """Tell of an evaluation that is done, if this process is the one that wrote it."""
     if path:
-        tell([str(path)], options.json)
+        tell([str(path)], as_json)
         print(f"results: {path}, samples beside it", file=sys.stderr)
     return 0
 
@@ -234,6 +256,58 @@ def tell(paths: Sequence[str], as_json: bool, png: Path | None = None) -> None:
     out.print(report.table(rows))
     for line in report.note(runs):
         out.print(line, style="dim", soft_wrap=piped)
+
+
+def tune(options: Namespace) -> int:
+    """What is searched goes to stderr first; the table, what was proved and the file's name come last."""
+    from dllm.evaluate import tasks, tuned
+
+    given = {name: getattr(options, name) for name in TASK_OPTIONS}
+    task, names = tasks.make(options.task, **given), [n for n in options.settings if getattr(options, n) is not None]
+    options.settings = names
+    decoding, n = settings_of(options), None if options.n is None else convert("n", options.n, int)
+    lose, delta = convert("lose", options.lose, float), convert("delta", options.delta, float)
+    samplers = listed(options.samplers) if options.samplers else [*tuned.SAMPLERS]
+    caches = listed(options.caches) if options.caches else [*tuned.CACHES]
+    console = Console(stderr=True, highlight=False)
+    console.print(f"searching {' '.join(samplers)}\nwith the caches {' '.join(caches)}", style="dim", soft_wrap=True)
+    path = Path(options.output)
+    with replacing(path) as made, console.status("", refresh_per_second=4) as status:
+        assert made is not None
+        found = tuned.tune(
+            load(options),
+            task,
+            path.with_suffix(".cells"),
+            name=options.model,
+            lose=lose,
+            delta=delta,
+            n=n,
+            samplers=samplers,
+            caches=caches,
+            tell=status.update,
+            **decoding,
+        )
+        made.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    for title in ("search", "held_out"):
+        if found[title]:
+            out.print(tuned.table(title.replace("_", " "), found[title]))
+    out.print(found["guarantee"])
+    chosen = found["settings"]
+    out.print(f"{chosen['sampler']}, {chosen['cache']}: written to {path}, for --settings of generate and eval")
+    return 0
+
+
+def harness(words: Sequence[str]) -> int:
+    """lm-evaluation-harness's own command line, which reads its own options."""
+    try:
+        from dllm.evaluate import lm_eval
+    except ModuleNotFoundError as error:
+        raise DllmError(f"this needs the package {error.name}; pip install 'dllm-decode[eval]'.") from error
+    return lm_eval.main(words)
 
 
 def doctor(options: Namespace) -> int:

@@ -45,6 +45,7 @@ ALIASES = {
     "low_confidence_static": "static",
     "topk": "static",
     "confidence_threshold": "threshold",
+    "entropy_threshold": "dparallel",
     "margin": "topk_margin",
 }
 
@@ -65,6 +66,15 @@ def owner(wanted: Collection[str]) -> str:
         if set(wanted) <= {option.name for option in fields(made)}:  # type: ignore[arg-type]  # a dataclass
             return name
     raise DllmError(f"no sampler has the options {', '.join(wanted)} together; name one by sampler=.")
+
+
+def without(name: str, given: Collection[str]) -> str | None:
+    """A sampler's name without those of its options that are given elsewhere; None if it does not have one of them."""
+    if not set(given) <= {option.name for option in fields(make(name))}:  # type: ignore[arg-type]  # a dataclass
+        return None
+    name, _, text = name.partition(":")
+    kept = [item for item in text.split(",") if item and item.partition("=")[0].strip() not in given]
+    return f"{name}:{','.join(kept)}" if kept else name
 
 
 def owners() -> dict[str, str]:
@@ -102,4 +112,5 @@ __all__ = [
     "make",
     "owner",
     "owners",
+    "without",
 ]

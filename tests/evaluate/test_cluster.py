@@ -1,0 +1,144 @@
+"""Questions on Ray actors: the same files as one process, whoever dies."""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from collections import Counter
+from contextlib import nullcontext
+
+import pytest
+
+import dllm
+from dllm import DllmError
+from dllm.cli import main
+from dllm.evaluate import cluster, results
+from dllm.evaluate.answers import Answer, Method, answers
+from dllm.evaluate.cluster import Clock, shares, workers
+from dllm.evaluate.runner import collect, evaluate
+from dllm.evaluate.tasks import make
+
+ray = pytest.importorskip("ray")
+N = 12
+METHOD = {"sampler": "threshold", "cache": "dual", "gen_length": 32, "batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def local():
+    """A cluster on this machine, with room for two workers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own start
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results file of one process."""
+    model = dllm.load("tiny-llada", dtype="float64", device="cpu")
+    return evaluate(model, make("lists"), tmp_path_factory.mktemp("whole"), name="tiny-llada", limit=N, **METHOD)
+
+
+def read(path):
+    """Scores and samples, without what tells of time and of the process's threads."""
+    found = json.loads(path.read_text())
+    found["conditions"].pop("threads")
+    file = path.with_name(path.name.replace("results_", "samples_lists_") + "l")
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{k: v for k, v in each.items() if k not in results.TIMES} for each in (found, *samples)]
+
+
+@pytest.fixture(scope="module")
+def pool(local):  # noqa: ARG001
+    with workers(2, "tiny-llada", "cpu", "float64") as pool:
+        yield pool
+
+
+def pids(pool):
+    """The processes of the workers."""
+    return ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors])
+
+
+def test_a_worker_that_is_killed_costs_nothing_that_was_finished(pool, whole, tmp_path):
+    task, before, told = make("lists"), pids(pool), Counter()
+
+    def killing(asked, method):
+        for answer in pool(asked, method):
+            told[answer.index] += 1
+            if len(told) == 3:
+                os.kill(before[0], signal.SIGKILL)
+            yield answer
+
+    path = collect(task, Method.of(task, **METHOD), pool.conditions, killing, tmp_path, N)
+    after = pids(pool)
+    assert after[1] == before[1] and after[0] not in before, "another one took over"
+    assert set(told.values()) == {1} and len(told) == N, "no answer was asked for or written twice"
+    assert read(path) == read(whole)
+
+
+def test_the_command_line_gives_the_files_of_one_process(pool, whole, tmp_path, capsys, monkeypatch):
+    asked_for = []
+    monkeypatch.setattr(cluster, "workers", lambda *given: asked_for.append(given) or nullcontext(pool))
+    line = ["eval", "--task", "lists", "--device", "cpu", "--dtype", "float64", "--limit", str(N), "--ray", "2"]
+    line += ["--gen_length", "32", "--batch_size", "1", "--output", str(tmp_path)]
+    assert main([*line, "--json"]) == 0 and asked_for == [(2, "tiny-llada", "cpu", "float64")]
+    [path] = (tmp_path / "tiny-llada").glob("results_*.json")
+    assert read(path) == read(whole) and json.loads(capsys.readouterr().out)["rows"][0]["n"] == N
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(line) == 2 and "starts its own processes" in capsys.readouterr().err
+
+
+def test_what_a_worker_refuses_is_one_line_here(pool):
+    task = make("lists")
+    with pytest.raises(DllmError, match="the model's context is 512"):
+        list(pool(dict(enumerate(task.questions()[:1])), Method.of(task, gen_length=5000)))
+    with pytest.raises(DllmError, match="did you mean 'tiny-llada'"):
+        cluster.Pool(1, lambda: pool.actors[0], ("tiny-lada", None, None))
+    with pytest.raises(DllmError, match="ray=99 workers need a CPU each, and there are 2"), workers(99, "tiny-llada"):
+        pass
+
+
+def test_workers_that_die_again_and_again_end_the_run(pool, monkeypatch):
+    monkeypatch.setattr(cluster, "DEATHS", 0)
+    task = make("lists")
+    os.kill(pids(pool)[0], signal.SIGKILL)
+    with pytest.raises(DllmError, match="1 workers died"):
+        list(pool(dict(enumerate(task.questions()[:8])), Method.of(task, **METHOD)))
+
+
+def test_no_workers_and_no_ray_are_refused(monkeypatch):
+    with pytest.raises(DllmError, match="ray=0 workers"), workers(0, "tiny-llada"):
+        pass
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DllmError, match="needs the package ray"), workers(1, "tiny-llada"):
+        pass
+
+
+def test_shares_hold_every_question_once():
+    asked = dict(enumerate(make("lists").questions()[:10]))
+    found = shares(asked, 4)
+    assert [len(share) for share in found] == [4, 4, 2]
+    assert {i: q for share in found for i, q in share.items()} == asked
+
+
+def test_times_of_workers_side_by_side_are_those_of_the_slowest():
+    clock, answer = Clock(), Answer(0, "", ("",), 1, 1, 1, 1, 1, 2.0, 1.0, 10)
+    assert clock.tell("a", answer).seconds == 2.0
+    told = clock.tell("b", Answer(1, "", ("",), 1, 1, 1, 1, 1, 3.0, 0.5, 5))
+    assert (told.seconds, told.decode_seconds, told.forwards) == (3.0, 1.0, 15)
+    clock.rest("a")
+    told = clock.tell("a", answer)
+    assert (told.seconds, told.decode_seconds, told.forwards) == (4.0, 2.0, 25), "its second share adds to its first"
+
+
+def test_workers_answer_as_the_engine_does():
+    worker, task = cluster.Worker(), make("lists")
+    assert worker.open("tiny-llada", "cpu", None)["model"] == "tiny-llada"
+    asked, method = dict(enumerate(task.questions()[:2])), Method.of(task, **METHOD)
+    texts = [
+        [answer.texts for answer in found]
+        for found in (worker.answers(asked, method), answers(worker.model, asked, method))
+    ]
+    assert texts[0] == texts[1]
