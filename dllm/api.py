@@ -128,6 +128,20 @@ def check_model(model: Any) -> None:
         raise DllmError("a causal model predicts one next token; it cannot fill a canvas of masks.")
 
 
+def check_pair(sampler: Sampler, cache: Cache) -> None:
+    """Raise DllmError unless this cache can serve this sampler."""
+    if cache.attentive and sampler.needs().shadows:
+        raise DllmError(
+            f"{cache} looks at attention, in which the shadow rows of {sampler} would stand; take another cache."
+        )
+    if cache.announced and type(sampler).announce is Sampler.announce:
+        able = [n for n, made in dllm.samplers.SAMPLERS.items() if made.announce is not Sampler.announce]
+        raise DllmError(
+            f"{cache} must know which columns come next before they are predicted, which {sampler} decides afterwards; "
+            f"take another cache, or one of the samplers {', '.join(able)}."
+        )
+
+
 def start(
     model: Model,
     asked: Sequence[Request],
@@ -144,6 +158,7 @@ def start(
         raise DllmError(f"this model computes every row by itself and cannot use {cache}; give cache='none'.")
     if not model.spec.cacheable and sampler.needs().shadows:
         raise DllmError(f"{sampler} needs shadow rows, which this model cannot compute; take another sampler.")
+    check_pair(sampler, cache)
     if settings.eotp is not None and not model.spec.eos_ids:
         raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
     if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:

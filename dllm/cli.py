@@ -126,7 +126,7 @@ def compare(options: Namespace) -> int:
     settings, n = settings_of(options), convert("n", options.n, int)
     samplers = [*dllm.samplers.SAMPLERS] if options.samplers == "all" else listed(options.samplers)
     caches = [*dllm.cache.CACHES] if options.caches == "all" else listed(options.caches)
-    tasks, pairs = listed(options.task), grid.pairs(samplers, caches)
+    tasks, pairs = listed(options.task), grid.pairs(samplers, caches, lambda told: print(told, file=sys.stderr))
     asked = grid.questions(tasks, n, settings["seed"] or 0)
     with replacing(options.csv) as csv_file, replacing(options.png) as png_file:
         model = load(options)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import dllm.cache
 import dllm.samplers
-from dllm.api import stream
+from dllm.api import check_pair, stream
 from dllm.errors import DllmError, unknown
 from dllm.evaluate.score import wilson
 from dllm.spec import Model
@@ -67,13 +67,27 @@ def questions(tasks: Sequence[str], n: int, seed: int) -> list[Problem]:
     return [problem for task in tasks for problem in problems(task, n, seed, "test")]
 
 
-def pairs(samplers: Sequence[str], caches: Sequence[str]) -> list[tuple[str, str]]:
-    """The grid, all names checked before the first pair runs."""
-    for sampler in samplers:
-        dllm.samplers.make(sampler)
-    for cache in caches:
-        dllm.cache.make(cache)
-    return list(product(samplers, caches))
+def pairs(
+    samplers: Sequence[str], caches: Sequence[str], left_out: Callable[[str], None] = lambda _: None
+) -> list[tuple[str, str]]:
+    """The grid, all names checked before the first pair runs.
+
+    left_out: is told why of every pair that cannot be. Raises DllmError if no pair can.
+    """
+    rules = {name: dllm.samplers.make(name) for name in samplers}
+    stores = {name: dllm.cache.make(name) for name in caches}
+    found: list[tuple[str, str]] = []
+    reason: DllmError | None = None
+    for sampler, cache in product(samplers, caches):
+        try:
+            check_pair(rules[sampler], stores[cache])
+            found.append((sampler, cache))
+        except DllmError as error:
+            reason = error
+            left_out(f"{sampler}, {cache}: left out; {error}")
+    if reason and not found:
+        raise reason
+    return found
 
 
 def run(

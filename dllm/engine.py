@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, ShadowView
+from dllm.cache.base import Cache, ShadowView, View
 from dllm.canvas import Span
 from dllm.errors import DllmError
 from dllm.generation import Generation, Request
@@ -52,6 +52,10 @@ class Plan:
     """1 where all from the block on is computed, and an end of text may be seen there (eotp)."""
     widths: list[int]
     """How many columns the scope of each row has."""
+    place: Int[Tensor, "R W"]
+    """Where they stand in what the sampler wanted, of which a cache may have left some out; `wanted` at padding."""
+    wanted: int
+    """How many columns the sampler wanted."""
 
 
 class Run:
@@ -67,7 +71,7 @@ class Run:
         observers: Sequence[Observer] = (),
         hooks: Hooks | None = None,
     ) -> None:
-        self.model, self.spec, self.sampler = model, model.spec, sampler
+        self.model, self.spec, self.sampler, self.cache = model, model.spec, sampler, cache
         self.settings, self.observers, self.hooks = settings, observers, hooks
         self.began = time.perf_counter()
         self.seconds, self.forward_seconds, self.forwards = 0.0, 0.0, 0
@@ -75,6 +79,8 @@ class Run:
         """Requests that a hook has seen before their first step."""
         self.counts = {name: [0] * len(requests) for name in ("nfe", "rows", "columns", "refreshes")}
         """Of every request, as `Generation` tells them."""
+        self.repaired = [0] * len(requests)
+        """Columns of every request, times layers, that a forward computed besides its rows."""
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs, self.memory = sampler.needs(), Memory()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
@@ -103,11 +109,11 @@ class Run:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
         schedule, canvas = self.schedule, self.schedule.canvas
         wanted = self.sampler.scope(canvas, at.block)
-        scope = self.states[0].needed(wanted, at.block)
-        if self.needs.decided:
-            scope = wanted
+        asked = self.announced(at) if self.cache.announced else wanted
+        scopes = [state.needed(asked, at.block) for state in self.states]
+        scope = wanted if self.needs.decided else scopes[0]
         window = self.spec.window(scope)
-        columns = self.states[0].plan(window)
+        columns = torch.stack([state.plan(window) for state in self.states]).any(0)
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
         if self.settings.eotp is not None and wanted is at.block:
@@ -122,7 +128,10 @@ class Run:
         if not any(done):
             for slot in (slot for slot, new in enumerate(entered) if new):
                 schedule.enter(slot, starts[slot], masked[slot])
-            return Plan(at.block, scope, window, columns, counts, lengths, starts, undecided, ends, widths)
+            near = Span.where(scope.valid, max(widths))  # what is left out costs neither the head nor the sampler
+            scope, n = Span(scope.columns.gather(1, near.columns), near.valid), wanted.columns.shape[1]
+            place = (scope.columns - wanted.columns[:, :1]).masked_fill(~scope.valid, n)
+            return Plan(at.block, scope, window, columns, counts, lengths, starts, undecided, ends, widths, place, n)
         taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])
         for state in self.states:
             for slot in taken:
@@ -132,6 +141,12 @@ class Run:
         if keep is not None:
             self.memory.keep_only(keep)
         return None
+
+    def announced(self, at: Position) -> Span:
+        """What the next step reveals of each row's block; all of a new block, whose steps are not counted yet."""
+        rows, canvas, block = self.schedule.rows, self.schedule.canvas, at.block
+        masked, key = canvas.undecided.gather(1, block.columns) & block.valid, Key(self.settings.noise_seed, rows.key)
+        return block.only(self.sampler.announce(masked, block.columns, rows.quota, key) | at.entered[:, None])
 
     def check(self, slot: int, broken: bool, left: int) -> None:
         """Raise if a row cannot go on: the model returned NaN, or its masks do not become fewer."""
@@ -193,10 +208,11 @@ class Run:
             tokens = F.pad(tokens, (0, scope.columns.shape[1]), value=canvas.mask_id)
             asked = Span(*(torch.cat([getattr(part, n) for part in (span, scope)], 1) for n in ("columns", "valid")))
         began = time.perf_counter()
-        logits = self.model(tokens, views[0], asked)
+        whole = {row for row, count, length in zip(rows, counts, lengths, strict=True) if count == length}
+        logits = self.compute(tokens, views[0], asked, plan, rows, whole)
         if settings.cfg_scale > 0:
             given = F.pad(~canvas.open[index], (0, tokens.shape[1] - canvas.tokens.shape[1]))
-            blind = self.model(tokens.masked_fill(given, canvas.mask_id), views[1], asked)
+            blind = self.compute(tokens.masked_fill(given, canvas.mask_id), views[1], asked, plan, rows, whole)
             logits = blind + (settings.cfg_scale + 1) * (logits - blind)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
@@ -205,10 +221,10 @@ class Run:
             self.counts["nfe"][request] += 1
             self.counts["rows"][request] += (count + shadows) * len(self.states)
             self.counts["columns"][request] += (length + shadows) * len(self.states)
-            self.counts["refreshes"][request] += count == length
+            self.counts["refreshes"][request] += row in whole
         if self.hooks:
             logits = self.hooks.see_logits(schedule.rows.step[index], tokens, lengths, logits)
-        p = self.read(logits[:, :width], span, plan.block[index], index)
+        p = self.read(logits[:, :width], span, plan, index)
         if self.needs.shadows:
             current = canvas.tokens[index].gather(1, scope.columns)
             shadow = logits[:, width:].to(p.confidence.dtype).softmax(-1).gather(-1, current[..., None])
@@ -218,7 +234,20 @@ class Run:
             p = replace(p, shadow=shadow)
         return p, place
 
-    def read(self, logits: Float[Tensor, "B W V"], span: Span, block: Span, index: Int[Tensor, " B"]) -> Prediction:
+    def compute(
+        self, tokens: Int[Tensor, "B L"], view: View, span: Span, plan: Plan, rows: list[int], whole: set[int]
+    ) -> Float[Tensor, "B W V"]:
+        """The logits of a span. Rows of which a cache finds that more must be computed are added to `whole`."""
+        logits = self.model(tokens, view, span)
+        for part, again, layers in view.repairs():
+            index = torch.tensor(part, device=tokens.device)
+            logits[index] = self.model(tokens[index], again, span[index])
+            for row in (rows[place] for place in part):
+                self.repaired[self.schedule.slots[row]] += (plan.lengths[row] - plan.counts[row]) * layers
+                whole.add(row)
+        return logits
+
+    def read(self, logits: Float[Tensor, "B W V"], span: Span, plan: Plan, index: Int[Tensor, " B"]) -> Prediction:
         """What the logits of a span propose, and where its rows stand."""
         schedule, canvas, rows = self.schedule, self.schedule.canvas, self.schedule.rows[index]
         key = Key(self.settings.noise_seed, rows.key)
@@ -231,7 +260,7 @@ class Run:
             mask_id=canvas.mask_id,
             current=canvas.tokens[index].gather(1, span.columns),
             open=canvas.open[index].gather(1, span.columns),
-            block=block.mask(canvas.tokens.shape[1]).gather(1, span.columns),
+            block=plan.block[index].mask(canvas.tokens.shape[1]).gather(1, span.columns),
             answer_start=canvas.prompt_lengths[index],
             step=rows.step,
             steps=rows.steps,
@@ -239,7 +268,9 @@ class Run:
             block_steps=rows.block_steps,
             quota=rows.quota,
             key=key,
-            recall=Recall(self.memory, index, len(schedule.slots), rows.block_step == 0),
+            recall=Recall(
+                self.memory, index, len(schedule.slots), rows.block_step == 0, plan.place[index], plan.wanted
+            ),
             propose=propose,
         )
 
@@ -284,6 +315,11 @@ class Run:
             self.hooks.see_tokens(schedule.rows.step[index] - 1, schedule.canvas, index, p.logits)
         return step
 
+    def computed(self) -> list[int]:
+        """Columns that each request computed in every layer; those in some layers count by their share, rounded."""
+        shares = (round(n / max(1, self.spec.n_layers)) for n in self.repaired)
+        return [rows + share for rows, share in zip(self.counts["rows"], shares, strict=True)]
+
     def result(self) -> Generation:
         """What was generated. Raises RuntimeError while rows are still in progress."""
         requests, finished = self.schedule.requests, self.schedule.finished
@@ -295,7 +331,7 @@ class Run:
             model=self.model,
             mask_id=self.schedule.canvas.mask_id,
             stop=self.settings.stop,
-            counts=self.counts,
+            counts=self.counts | {"rows": self.computed()},
             kv_bytes=self.kv_bytes,
             forwards=self.forwards,
             seconds=self.seconds,

@@ -155,7 +155,7 @@ def test_credit_grows_with_repetition_and_fades():
         at = replace(p, block_step=number, recall=replace(p.recall, fresh=number == 0))
         counts.append(int((sampler(at) != p.current).sum()))
     assert counts == sorted(counts) and counts[0] < counts[-1]
-    credit = p.recall.memory.kept["credit"][0]
+    credit = p.recall.memory.kept["credit"][0][0]
     column, token = 0, 0
     want = sum(0.8**age for age in range(6)) * p.logits.softmax(-1)[0, column].max() ** 0.2
     torch.testing.assert_close(credit[column, token], want.to(credit.dtype))
