@@ -248,3 +248,15 @@ def test_a_model_without_tokenizer_cannot_be_asked(tmp_path, capsys):
     assert main(["compare", "--model", folder, "--n", "1", "--csv", str(target)]) == 2
     assert "no tokenizer" in capsys.readouterr().err
     assert target.read_text() == "old" and not list(tmp_path.glob(".*"))
+
+
+def test_pairs_that_cannot_be_are_left_out_and_told():
+    told = []
+    assert pairs(["static", "random"], ["none", "dkv-greedy"], told.append) == [
+        ("static", "none"),
+        ("random", "none"),
+        ("random", "dkv-greedy"),
+    ]
+    assert len(told) == 1 and told[0].startswith("static, dkv-greedy: left out; GreedyCache")
+    with pytest.raises(DllmError, match="must know which columns come next"):
+        pairs(["static", "threshold"], ["dkv-greedy"])

@@ -170,3 +170,11 @@ def test_settings_that_cannot_be_are_named(options, message):
 def test_shadow_rows_would_take_part_in_the_attention_it_looks_at(model):
     with pytest.raises(DllmError, match=r"ElasticCache.*looks at attention, in which the shadow rows of Wino"):
         generate(model, [3], "wino", "elastic", gen_length=4)
+
+
+def test_more_tracked_columns_than_there_are_decided_ones_are_those_that_there_are(tiny):
+    canvas, state = started(tiny(), ElasticCache(window_length=2, gamma=0.0, track_num=50))
+    assert {*state.track.flatten().tolist()} == {0, 1}
+    model, cache = tiny(), ElasticCache(gamma=0.5, window_length=3, track_num=3)
+    batch = generate(model, cases.PROMPTS, "static", cache, **ASK)
+    assert [generate(model, p, "static", cache, **ASK).completions[0] for p in cases.PROMPTS] == batch.completions
