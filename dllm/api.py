@@ -129,6 +129,26 @@ def check_model(model: Any) -> None:
         raise DllmError("a causal model predicts one next token; it cannot fill a canvas of masks.")
 
 
+def check_pair(sampler: Sampler, cache: Cache, drafts: int | str = 1) -> None:
+    """Raise DllmError unless this cache can serve this sampler, with so many drafts."""
+    if cache.attentive and sampler.needs().shadows:
+        raise DllmError(
+            f"{cache} looks at attention, in which the shadow rows of {sampler} would stand; take another cache."
+        )
+    if cache.announced and type(sampler).announce is Sampler.announce:
+        able = [n for n, made in dllm.samplers.SAMPLERS.items() if made.announce is not Sampler.announce]
+        raise DllmError(
+            f"{cache} must know which columns come next before they are predicted, which {sampler} decides afterwards; "
+            f"take another cache, or one of the samplers {', '.join(able)}."
+        )
+    if drafts != 1 and sampler.needs().memory:
+        raise DllmError(f"{sampler} remembers its steps, so that none can be drafted; give drafts=1.")
+    if drafts != 1 and not cache.drafts:
+        raise DllmError(
+            f"{cache} keeps what the last step stored, which a draft cannot share; give drafts=1 or another cache."
+        )
+
+
 def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Settings, hooks: Hooks | None = None) -> None:
     """Raise DllmError where model, sampler, cache and settings do not go together."""
     if not model.spec.cacheable and not isinstance(cache, dllm.cache.NoCache):
@@ -139,13 +159,8 @@ def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Setting
         raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
     if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:
         raise DllmError("eotp waits for the model's one end of text, which logits_eos_inf forbids; leave out one.")
-    drafts, needs = settings.drafts or sampler.needs().drafts, sampler.needs()
-    if drafts != 1 and needs.memory:
-        raise DllmError(f"{sampler} remembers its steps, so that none can be drafted; give drafts=1.")
-    if drafts != 1 and not cache.drafts:
-        raise DllmError(
-            f"{cache} keeps what the last step stored, which a draft cannot share; give drafts=1 or another cache."
-        )
+    drafts = settings.drafts or sampler.needs().drafts
+    check_pair(sampler, cache, drafts)
     if drafts != 1 and hooks:
         raise DllmError(f"hooks see every step, of which drafts={drafts} takes several at a time; give drafts=1.")
     if settings.eager and drafts == 1:

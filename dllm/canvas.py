@@ -36,6 +36,11 @@ class Span:
     def __getitem__(self, rows: Int[Tensor, " R"]) -> "Span":
         return Span(self.columns[rows], self.valid[rows])
 
+    def only(self, keep: Bool[Tensor, "B W"]) -> "Span":
+        """The same places, of which those that are not kept repeat the first kept column, as padding does."""
+        first = self.columns.gather(1, keep.long().argmax(1, keepdim=True))
+        return Span(torch.where(keep, self.columns, first), self.valid & keep)
+
     def mask(self, length: int) -> Bool[Tensor, "B {length}"]:
         """True at the columns of the span."""
         marks = torch.zeros(len(self.columns), length, dtype=torch.bool, device=self.columns.device)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState
+from dllm.cache.base import Cache, CacheState, View
 from dllm.cache.side import draft_view, shadow_view
 from dllm.canvas import Span
 from dllm.drafts import Decision, Drafts, decide
@@ -48,7 +48,7 @@ class Run:
         observers: Sequence[Observer] = (),
         hooks: Hooks | None = None,
     ) -> None:
-        self.model, self.spec, self.sampler = model, model.spec, sampler
+        self.model, self.spec, self.sampler, self.cache = model, model.spec, sampler, cache
         self.settings, self.observers, self.hooks = settings, observers, hooks
         self.began = time.perf_counter()
         self.seconds, self.forward_seconds, self.forwards = 0.0, 0.0, 0
@@ -57,6 +57,8 @@ class Run:
         names = ("nfe", "rows", "columns", "refreshes", "steps", "drafted")
         self.counts = {name: [0] * len(requests) for name in names}
         """Of every request, as `Generation` tells them."""
+        self.repaired = [0] * len(requests)
+        """Columns of every request, times layers, that a forward computed besides its rows."""
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs, self.memory = sampler.needs(), Memory()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
@@ -94,16 +96,17 @@ class Run:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
         schedule, canvas = self.schedule, self.schedule.canvas
         wanted = self.sampler.scope(canvas, at.block)
-        scope = self.states[0].needed(wanted, at.block)
-        if self.needs.decided:
-            scope = wanted
-        elif self.settings.eager and wanted is at.block:
-            scope = at.two_blocks
+        asked = self.announced(at) if self.cache.announced else wanted
+        scopes = [state.needed(asked, at.block) for state in self.states]
+        scope = wanted if self.needs.decided else scopes[0]
+        narrow = wanted is at.block
+        if self.settings.eager and narrow:
+            scope = wanted = at.two_blocks
         window = self.spec.window(scope)
-        columns = self.states[0].plan(window)
+        columns = torch.stack([state.plan(window) for state in self.states]).any(0)
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
-        if self.settings.eotp is not None and wanted is at.block:
+        if self.settings.eotp is not None and narrow:
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
         again, drafted = self.drafted(columns, window, to_the_end, at.entered)
         lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
@@ -133,8 +136,11 @@ class Run:
             if self.settings.eager:
                 for slot, next_block in enumerate(zip(starts, behind, strict=True)):
                     schedule.foresee(slot, *next_block)
+            near = Span.where(scope.valid, max(widths))  # what is left out costs neither the head nor the sampler
+            scope, n = Span(scope.columns.gather(1, near.columns), near.valid), wanted.columns.shape[1]
+            place = (scope.columns - wanted.columns[:, :1]).masked_fill(~scope.valid, n)
             known = (counts, lengths, starts, undecided, ends, widths, drafts)
-            return Plan(at.block, scope, window, columns, *known, drafted, again, againsts)
+            return Plan(at.block, scope, window, columns, *known, drafted, again, againsts, place, n)
         taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])
         for state in self.states:
             for slot in taken:
@@ -177,6 +183,12 @@ class Run:
             columns = sum(map(plan.work, range(len(plan.counts))))
             self.pace.observe(plan.drafts, more, sum(plan.again_counts), columns, self.seconds - before)
 
+    def announced(self, at: Position) -> Span:
+        """What the next step reveals of each row's block; all of a new block, whose steps are not counted yet."""
+        rows, canvas, block = self.schedule.rows, self.schedule.canvas, at.block
+        masked, key = canvas.undecided.gather(1, block.columns) & block.valid, Key(self.settings.noise_seed, rows.key)
+        return block.only(self.sampler.announce(masked, block.columns, rows.quota, key) | at.entered[:, None])
+
     def check(self, slot: int, broken: bool, left: int) -> None:
         """Raise if a row cannot go on: the model returned NaN, or its masks do not become fewer."""
         request = self.schedule.slots[slot]
@@ -209,10 +221,11 @@ class Run:
         n = max(plan.drafts[row] for row in rows)
         drafts = self.drafts.canvases(canvas, index, n)
         began = time.perf_counter()
-        logits = self.forward(self.states[0], drafts, span, plan, rows, index)
+        whole = {row for row in rows if plan.counts[row] == plan.lengths[row]}
+        logits = self.forward(self.states[0], drafts, span, plan, rows, index, whole)
         if settings.cfg_scale > 0:
             blind = drafts.masked_fill(~canvas.open[index][:, None], canvas.mask_id)
-            unconditional = self.forward(self.states[1], blind, span, plan, rows, index)
+            unconditional = self.forward(self.states[1], blind, span, plan, rows, index, whole)
             logits = unconditional + (settings.cfg_scale + 1) * (logits - unconditional)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
@@ -222,16 +235,16 @@ class Run:
             self.counts["nfe"][request] += 1
             self.counts["rows"][request] += (plan.work(row) + shadows) * len(self.states)
             self.counts["columns"][request] += (length + shadows) * len(self.states)
-            self.counts["refreshes"][request] += plan.counts[row] == plan.lengths[row]
+            self.counts["refreshes"][request] += row in whole
             self.counts["drafted"][request] += plan.drafts[row] - 1
         if n > 1:
             at = torch.arange(len(index), device=index.device).repeat_interleave(n)
-            return self.read(logits, span[at], plan.block[index[at]], index[at], drafts.flatten(0, 1)), place
+            return self.read(logits, span[at], plan, index[at], drafts.flatten(0, 1)), place
         tokens, scope, width = drafts[:, 0], plan.scope[index], span.columns.shape[1]
         if self.hooks:
             lengths = [plan.lengths[row] for row in rows]
             logits = self.hooks.see_logits(schedule.rows.step[index], tokens, lengths, logits)
-        p = self.read(logits[:, :width], span, plan.block[index], index, tokens)
+        p = self.read(logits[:, :width], span, plan, index, tokens)
         if self.needs.shadows:
             current = tokens.gather(1, scope.columns)
             shadow = logits[:, width:].to(p.confidence.dtype).softmax(-1).gather(-1, current[..., None])
@@ -249,6 +262,7 @@ class Run:
         plan: Plan,
         rows: list[int],
         index: Int[Tensor, " B"],
+        whole: set[int],
     ) -> Float[Tensor, "BN W2 V"]:
         """The logits of a span in every draft, those of a row together; with shadows theirs stand behind the span."""
         n, length = drafts.shape[1:]
@@ -274,14 +288,27 @@ class Run:
             view = shadow_view(view, self.spec, scope, lengths, length)
             tokens = F.pad(tokens, (0, scope.columns.shape[1]), value=self.schedule.canvas.mask_id)
             asked = Span(torch.cat([span.columns, scope.columns], 1), torch.cat([span.valid, scope.valid], 1))
-        logits = self.model(tokens, view, asked)
+        logits = self.compute(tokens, view, asked, plan, rows, whole)
         return logits.reshape(len(rows) * n, -1, logits.shape[-1])
+
+    def compute(
+        self, tokens: Int[Tensor, "B L"], view: View, span: Span, plan: Plan, rows: list[int], whole: set[int]
+    ) -> Float[Tensor, "B W V"]:
+        """The logits of a span. Rows of which a cache finds that more must be computed are added to `whole`."""
+        logits = self.model(tokens, view, span)
+        for part, again, layers in view.repairs():
+            index = torch.tensor(part, device=tokens.device)
+            logits[index] = self.model(tokens[index], again, span[index])
+            for row in (rows[place] for place in part):
+                self.repaired[self.schedule.slots[row]] += (plan.lengths[row] - plan.counts[row]) * layers
+                whole.add(row)
+        return logits
 
     def read(
         self,
         logits: Float[Tensor, "B W V"],
         span: Span,
-        block: Span,
+        plan: Plan,
         index: Int[Tensor, " B"],
         tokens: Int[Tensor, "B L"],
     ) -> Prediction:
@@ -295,7 +322,7 @@ class Run:
             mask_id=canvas.mask_id,
             current=tokens.gather(1, span.columns),
             open=canvas.open[index].gather(1, span.columns),
-            block=block.mask(canvas.tokens.shape[1]).gather(1, span.columns),
+            block=plan.block[index].mask(canvas.tokens.shape[1]).gather(1, span.columns),
             answer_start=canvas.prompt_lengths[index],
             step=rows.step,
             steps=rows.steps,
@@ -303,7 +330,9 @@ class Run:
             block_steps=rows.block_steps,
             quota=rows.quota,
             key=key,
-            recall=Recall(self.memory, index, len(schedule.slots), rows.block_step == 0),
+            recall=Recall(
+                self.memory, index, len(schedule.slots), rows.block_step == 0, plan.place[index], plan.wanted
+            ),
             propose=propose,
         )
 
@@ -384,6 +413,11 @@ class Run:
         n = self.pace.drafts if self.pace else self.n_drafts
         self.drafts.make(self.sampler, p, current, now, schedule.canvas, index, n)
 
+    def computed(self) -> list[int]:
+        """Columns that each request computed in every layer; those in some layers count by their share, rounded."""
+        shares = (round(n / max(1, self.spec.n_layers)) for n in self.repaired)
+        return [rows + share for rows, share in zip(self.counts["rows"], shares, strict=True)]
+
     def result(self) -> Generation:
         """What was generated. Raises RuntimeError while rows are still in progress."""
         requests, finished = self.schedule.requests, self.schedule.finished
@@ -395,7 +429,7 @@ class Run:
             model=self.model,
             mask_id=self.schedule.canvas.mask_id,
             stop=self.settings.stop,
-            counts=self.counts,
+            counts=self.counts | {"rows": self.computed()},
             kv_bytes=self.kv_bytes,
             forwards=self.forwards,
             seconds=self.seconds,

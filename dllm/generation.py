@@ -189,13 +189,14 @@ class Generation:
     forwards: int
     """Forwards of any number of rows together. A guided pair counts once."""
     rows: Int[Tensor, " B"]
-    """Canvas columns computed in every layer, over all forwards of the row."""
+    """Canvas columns computed in every layer, over all forwards of the row. Those that a cache computed in some layers
+    count by their share of the layers, the sum rounded to a whole number."""
     columns: Int[Tensor, " B"]
     """Columns that these forwards would have computed without a cache."""
     refreshes: Int[Tensor, " B"]
-    """Forwards of the row that computed all of its columns."""
+    """Forwards of the row that computed all of its columns, if only in some layers."""
     kv_bytes: int
-    """Bytes of keys and values that the cache held for the rows in flight."""
+    """Bytes that the cache held for the rows in flight: keys and values, and what else it stores of every layer."""
     steps: Int[Tensor, " B"]
     """Steps of the sampler; more than `nfe` where drafts came true."""
     drafted: Int[Tensor, " B"]

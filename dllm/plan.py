@@ -40,6 +40,12 @@ class Plan:
     again_counts: list[int]
     """How many these are."""
 
+    place: Int[Tensor, "R W"]
+    """Where the scope's columns stand in what the sampler wanted, of which a cache may have left some out; `wanted` at
+    padding."""
+    wanted: int
+    """How many columns the sampler wanted."""
+
     @property
     def refreshed(self) -> bool:
         """Whether a row computes more than a step of its block must."""

@@ -118,6 +118,51 @@ def interleaved(runs: dict[str, Callable[[], float]], repeat: int) -> dict[str, 
     return {name: [min(f), statistics.median(f), max(f)] for name, f in figures.items()}
 
 
+CACHES = {
+    "none": ("static", "none"),
+    "dual": ("static", "dual"),
+    "vicinity": ("static", "vicinity"),
+    "dkv-decode": ("static", "dkv-decode"),
+    "dkv-greedy": ("random", "dkv-greedy"),
+    "elastic": ("sliding:base=static", "elastic"),
+}
+"""A sampler for each cache, all of which take the same number of steps."""
+
+
+def caches(model: Transformer, batch_size: int, steps: int, gen_length: int, repeat: int) -> dict[str, Any]:
+    """How often faster each cache is than none, and how often fewer columns it computes, on prompts of 90 tokens."""
+    prompts = [[(7 * row + 13 * column) % 1000 + 2 for column in range(90)] for row in range(batch_size)]
+    rows: dict[str, int] = {}
+
+    def timed(name: str, sampler: str, cache: str) -> Callable[[], float]:
+        def run() -> float:
+            made = dllm.generate(
+                model,
+                prompts,
+                sampler,
+                cache,
+                gen_length=gen_length,
+                steps=steps,
+                batch_size=batch_size,
+                seed=0,
+                eos_early_stop=False,
+            )
+            rows[name] = int(made.rows.sum())
+            return made.seconds
+
+        return run
+
+    seconds = interleaved({name: timed(name, *pair) for name, pair in CACHES.items()}, repeat)
+    return {
+        name: {
+            "seconds": [round(x, 3) for x in figures],
+            "times_faster": round(seconds["none"][1] / figures[1], 2),
+            "times_fewer_columns": round(rows["none"] / rows[name], 2),
+        }
+        for name, figures in seconds.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-llada")
@@ -127,8 +172,15 @@ def main() -> None:
     parser.add_argument("--block_length", type=int, default=32)
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument(
+        "--caches", type=int, metavar="STEPS", help="time the caches alone, in so many steps of 16 rows"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    random = Transformer(SHAPE_5M).requires_grad_(False)
+    if options.caches is not None:
+        print(json.dumps(caches(random, 16, options.caches, options.gen_length, options.repeat)))
+        return
     model = dllm.load(options.model, device="cpu", dtype="float32")
     questions = [p.question for p in tasks.problems("math", options.prompts)]
     lengths = {"gen_length": options.gen_length, "block_length": options.block_length}
@@ -166,8 +218,6 @@ def main() -> None:
     runs |= {f"dllm {cache}": ours(f"dllm {cache}", cache, 1) for cache in ("none", "prefix", "dual")}
     runs["dllm dual, batch 16"] = ours("dllm dual, batch 16", "dual", 16)
     speed = interleaved(runs, options.repeat)
-
-    random = Transformer(SHAPE_5M).requires_grad_(False)
 
     def overhead() -> float:
         made = dllm.generate(random, [list(range(2, 92))], "static", "dual", steps=128, eos_early_stop=False, **lengths)

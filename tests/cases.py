@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import torch
 
+import dllm
+from dllm import DllmError
+from dllm.api import check_pair
 from dllm.cache import CACHES
 from dllm.canvas import Canvas, Span
 from dllm.noise import Key
@@ -33,11 +36,43 @@ OPTIONS = {
     "prefix": "prefix:refresh=3",
     "dual": "dual:refresh=3",
     "dkv-decode": "dkv-decode:refresh=3",
+    "dkv-greedy": "dkv-greedy:refresh=3,window=1",
+    "dkv-pd": "dkv-pd:refresh=3",
+    "vicinity": "vicinity:look=2",
+    "elastic": "elastic:window_length=4,gamma=0.8",
 }
 """Options with which the tiny model's confidences tell the rules apart; other names run with their defaults."""
 
 SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS]
 CACHE_NAMES = [*(OPTIONS.get(name, name) for name in CACHES), "dual:refresh=5,skip_decoded=true"]
+
+ALWAYS = {name: f"{name}:refresh=1" for name, cache in CACHES.items() if "refresh" in cache.__dataclass_fields__}
+ALWAYS["dkv-pd"] += ",prompt_refresh=1"
+"""Caches that can be refreshed at every step, with the options that do so."""
+
+
+def legal(sampler, cache):
+    """Whether the cache can serve the sampler."""
+    try:
+        check_pair(dllm.samplers.make(sampler), dllm.cache.make(cache))
+    except DllmError:
+        return False
+    return True
+
+
+VARIATIONS = ("vicinity", "dkv-pd")
+"""Caches that compute some columns more or less than another; they meet every third sampler."""
+
+
+def pairs(caches, samplers=SAMPLER_NAMES):
+    """Samplers and caches that go together."""
+    for index, sampler in enumerate(samplers):
+        for cache in caches:
+            if legal(sampler, cache) and (index % 3 == 0 or not cache.startswith(VARIATIONS)):
+                yield sampler, cache
+
+
+PAIRS, REFRESHED = [*pairs(CACHE_NAMES)], [*pairs(ALWAYS.values())]
 
 
 def canvas(tokens, prompt_lengths, lengths, mask_id):
@@ -83,7 +118,7 @@ def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16, **changes
         block_steps=zero + 8,
         quota=zero + quota,
         key=key,
-        recall=Recall(Memory(), zero, 1, fresh=zero == 0),
+        recall=Recall(Memory(), zero, 1, fresh=zero == 0, place=torch.arange(n)[None], width=n),
         propose=propose,
         shadow=torch.ones_like(columns, dtype=torch.float64),
     )

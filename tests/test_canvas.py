@@ -92,3 +92,10 @@ def test_the_example_of_the_samplers_notes_has_the_entropies_it_says():
     torch.testing.assert_close(torch.special.entr(p).sum(-1), torch.tensor([cases.ENTROPY]).double(), atol=1e-2, rtol=0)
     torch.testing.assert_close(p.amax(-1), torch.tensor([cases.CONFIDENCE]).double(), atol=1e-6, rtol=0)
     assert p.argmax(-1).tolist() == [[*range(8)]]
+
+
+def test_what_a_span_does_not_keep_stands_for_its_first_kept_column():
+    span = Span(torch.tensor([[3, 4, 5, 6], [7, 8, 9, 9]]), torch.tensor([[True] * 4, [True, True, True, False]]))
+    some = span.only(torch.tensor([[False, True, False, True], [False, False, True, False]]))
+    assert some.columns.tolist() == [[4, 4, 4, 6], [9, 9, 9, 9]]
+    assert some.valid.tolist() == [[False, True, False, True], [False, False, True, False]]

@@ -11,7 +11,7 @@ import dllm
 from dllm import compare
 from dllm.arguments import listed
 from dllm.cli import main
-from dllm.compare import Cell, measure, note, pairs, questions, table, to_csv, to_png
+from dllm.compare import Cell, legal, measure, note, pairs, questions, table, to_csv, to_png
 from dllm.errors import DllmError
 from dllm.evaluate.score import wilson
 from dllm.zoo.tasks import correct
@@ -272,3 +272,12 @@ def test_a_model_without_tokenizer_cannot_be_asked(tmp_path, capsys):
     assert main(["compare", "--model", folder, "--n", "1", "--csv", str(target)]) == 2
     assert "no tokenizer" in capsys.readouterr().err
     assert target.read_text() == "old" and not list(tmp_path.glob(".*"))
+
+
+def test_pairs_that_cannot_be_are_left_out_and_told(model):
+    kept, told = legal(model, pairs(["static", "random"], ["none", "dkv-greedy"]))
+    assert kept == [("static", "none"), ("random", "none"), ("random", "dkv-greedy")]
+    assert len(told) == 1 and told[0].startswith("static with dkv-greedy is left out: GreedyCache")
+    assert legal(model, [("static", "dual"), ("klass", "dual")], drafts=2)[0] == [("static", "dual")]
+    with pytest.raises(DllmError, match="must know which columns come next"):
+        legal(model, pairs(["static", "threshold"], ["dkv-greedy"]))

@@ -4,14 +4,19 @@ from typing import Any
 
 from dllm import options
 from dllm.cache.base import Cache, CacheState, View, full_view
-from dllm.cache.delayed import DelayedCache
-from dllm.cache.policies import DualCache, NoCache, PrefixCache
+from dllm.cache.delayed import DelayedCache, GreedyCache, PromptDelayedCache
+from dllm.cache.elastic import ElasticCache
+from dllm.cache.policies import DualCache, NoCache, PrefixCache, VicinityCache
 
 CACHES: dict[str, type[Cache]] = {
     "none": NoCache,
     "prefix": PrefixCache,
     "dual": DualCache,
+    "vicinity": VicinityCache,
     "dkv-decode": DelayedCache,
+    "dkv-greedy": GreedyCache,
+    "dkv-pd": PromptDelayedCache,
+    "elastic": ElasticCache,
 }
 ALIASES: dict[str, str] = {"dkv": "dkv-decode"}
 

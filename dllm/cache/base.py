@@ -5,7 +5,9 @@ nothing is ever concatenated, cropped or moved. Shape letters: R rows in flight,
 Q computed columns, W span, H heads, K kv heads, D head width.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +67,17 @@ class View:
             )
         return index
 
-    def enter(self, layer: int, h: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q2 C"]:
-        """Called before every layer; a cache that must recompute more from here on widens `rows` and `h`."""
+    def layers(self, n: int) -> Iterable[int]:
+        """Which of the model's n layers compute the rows, ascending."""
+        return range(n)
+
+    def enter(self, layer: int, h: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
+        """Called before every layer with its input; what comes back is the input instead."""
         return h
+
+    def repairs(self) -> Iterator[tuple[list[int], "View", int]]:
+        """After the forward: rows of the batch to compute again, the view that does it, and in how many layers."""
+        return iter(())
 
     def store(
         self, layer: int, k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
@@ -92,7 +102,13 @@ class StoredView(View):
     """Writes the K/V of its rows into the store, then attends to the stored columns of the batch rows `slots`."""
 
     def __init__(
-        self, state: "CacheState", rows: Int[Tensor, "B Q"], slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
+        self,
+        state: "CacheState",
+        rows: Int[Tensor, "B Q"],
+        window: Span,
+        slots: Int[Tensor, " B"],
+        counts: list[int],
+        lengths: list[int],
     ) -> None:
         super().__init__(state.spec, rows, lengths)
         self.state, self.slots, self.n_keys = state, slots, max(lengths)
@@ -106,16 +122,21 @@ class StoredView(View):
         # Padding repeats a row's last column, and so writes its key and value again, equal up to rounding.
         keys[self.slots[:, None], self.rows] = k
         values[self.slots[:, None], self.rows] = v
-        if self.fresh:
-            return k, v
-        if not self.everyone:
-            keys, values = keys[self.slots], values[self.slots]
-        return keys[:, : self.n_keys], values[:, : self.n_keys]
+        return (k, v) if self.fresh else (self.kept(keys), self.kept(values))
+
+    def kept(self, stored: Tensor) -> Tensor:
+        """What is stored for the rows of this forward, (B, L, ...)."""
+        return (stored if self.everyone else stored[self.slots])[:, : self.n_keys]
 
 
 @dataclass(frozen=True)
 class Cache:
     """Settings of a cache, and its one rule: which columns must be computed besides the window."""
+
+    announced: ClassVar[bool] = False
+    """It must know which columns are revealed next, before they are predicted."""
+    attentive: ClassVar[bool] = False
+    """It looks at the attention of a forward, in which no shadow rows may take part."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)
@@ -140,6 +161,8 @@ class Cache:
 
 class CacheState:
     """The stored keys and values of one generation, (R, L, K, D) for every layer, and when each row was refreshed."""
+
+    view_class: type[StoredView] = StoredView
 
     def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
         self.cache, self.spec, self.canvas = cache, spec, canvas
@@ -187,7 +210,7 @@ class CacheState:
         full = torch.tensor([c == n for c, n in zip(counts, lengths, strict=True)], device=plan.device)
         self.anchor[slots] = torch.where(full, self.block[slots], self.anchor[slots])
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
-        return StoredView(self, rows, slots, counts, lengths)
+        return self.view_class(self, rows, window[slots], slots, counts, lengths)
 
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""

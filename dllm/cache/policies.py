@@ -88,6 +88,30 @@ class PrefixCache(Refreshed):
 
 
 @dataclass(frozen=True)
+class VicinityCache(Refreshed):
+    """The dual cache that also computes `look` columns on either side of the block (dInfer, arXiv:2510.08666)."""
+
+    look: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.look, bool) or not isinstance(self.look, int) or self.look < 0:
+            raise DllmError(f"look={self.look!r} is not a number of columns; give 0 (the dual cache) or more.")
+
+    @property
+    def drafts(self) -> bool:
+        return True
+
+    def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        return state.due(self.refresh) | self.repeated(state, window)
+
+    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        column = state.canvas.columns
+        near = (column >= window.columns[:, :1] - self.look) & (column <= window.columns[:, -1:] + self.look)
+        return near & state.canvas.exists
+
+
+@dataclass(frozen=True)
 class DualCache(Refreshed):
     """Keep what stands before and after the block, compute the block alone (Fast-dLLM, arXiv:2505.22618)."""
 

@@ -1,6 +1,4 @@
-"""A store that knows which of its keys and values were computed with a token, so that they need not be computed again."""
-
-from dataclasses import replace
+"""A store that knows with which tokens its keys and values were computed, and one that skips those that are settled."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,38 +9,43 @@ from dllm.canvas import Canvas, Span
 from dllm.spec import ModelSpec
 
 
-class SettlingState(CacheState):
-    """Leaves columns that are settled and not stale out of what is predicted, and so out of what is computed."""
+class NotingState(CacheState):
+    """Notes the token of every column at the forward that computed it."""
 
     def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
         super().__init__(cache, spec, canvas, dtype)
-        self.final = torch.zeros_like(canvas.open)
-        """(R, L): the stored key and value were computed with a token, not with a mask."""
+        self.seen = torch.full_like(canvas.tokens, -1)
+        """(R, L): the token with which the stored key and value were computed; -1 before the first forward."""
 
     @property
-    def settled(self) -> Bool[Tensor, "R L"]:
-        """Columns that hold a token, and whose stored key and value were computed with it."""
-        return self.final & ~self.canvas.undecided
-
-    def needed(self, scope: Span, block: Span) -> Span:
-        super().needed(scope, block)
-        kept = (self.settled & ~self.cache.stale(self, scope)).gather(1, scope.columns)
-        masked = self.canvas.undecided.gather(1, scope.columns)
-        # Columns that are not computed stand for the first masked one, as the padding of a span does.
-        first = scope.columns.gather(1, masked.long().argmax(1, keepdim=True))
-        return replace(scope, columns=torch.where(kept, first, scope.columns), valid=scope.valid & ~kept)
+    def changed(self) -> Bool[Tensor, "R L"]:
+        """Columns whose token is another than their stored key and value were computed with."""
+        return self.seen != self.canvas.tokens
 
     def view(
         self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
     ) -> View:
         view = super().view(plan, window, slots, counts, lengths)
-        self.final[slots] = torch.where(plan[slots], ~self.canvas.undecided[slots], self.final[slots])
+        self.seen[slots] = torch.where(plan[slots], self.canvas.tokens[slots], self.seen[slots])
         return view
 
     def admit(self, slot: int) -> None:
         super().admit(slot)
-        self.final[slot] = False
+        self.seen[slot] = -1
 
     def retire(self, keep: Int[Tensor, " R"]) -> None:
         super().retire(keep)
-        self.final = self.final[keep]
+        self.seen = self.seen[keep]
+
+
+class SettlingState(NotingState):
+    """Leaves columns that are settled and not stale out of what is predicted, and so out of what is computed."""
+
+    @property
+    def settled(self) -> Bool[Tensor, "R L"]:
+        """Columns that hold a token, and whose stored key and value were computed with it."""
+        return ~self.changed & ~self.canvas.undecided
+
+    def needed(self, scope: Span, block: Span) -> Span:
+        super().needed(scope, block)
+        return scope.only(~(self.settled & ~self.cache.stale(self, scope)).gather(1, scope.columns))

@@ -1,7 +1,7 @@
 """The one transformer: RMSNorm before each half, rotary positions, grouped-query attention, gated MLP.
 
 LLaDA, Dream, Qwen, Llama and their block-diffusion relatives are this network with another `ModelSpec`. It meets a
-cache in two calls per layer: `view.enter`, which may widen the rows, and `view.attend`, which stores K/V and attends.
+cache in two calls per layer: `view.enter`, which may replace its input; `view.attend`, which stores K/V and attends.
 Shape letters: B rows of the batch, L canvas columns, Q computed columns, W span, C hidden, H heads, K kv heads, D head.
 """
 
@@ -105,13 +105,10 @@ class Transformer(nn.Module):
         return self.embed.weight.dtype
 
     def forward(self, tokens: Int[Tensor, "B L"], view: Any, span: Span) -> Float[Tensor, "B W V"]:
-        rows = view.rows
-        h = self.embed(tokens.gather(1, rows))
-        for i, layer in enumerate(self.layers):
-            h = view.enter(i, h)
-            if i == 0 or view.rows is not rows:
-                rows, by = view.rows, rotation(self.spec, view.positions, h.dtype)
-            h = layer(i, h, view, by)
+        h = self.embed(tokens.gather(1, view.rows))
+        by = rotation(self.spec, view.positions, h.dtype)
+        for i in view.layers(len(self.layers)):
+            h = self.layers[i](i, view.enter(i, h), view, by)
         h = h.gather(1, view.find(self.spec.predictors(span))[..., None].expand(-1, -1, h.shape[-1]))  # (B, W, C)
         logits: Tensor = self.head(self.norm(h))
         return logits

@@ -32,11 +32,12 @@ class Memory:
     """What a sampler keeps from step to step of every row in flight; a row forgets when it enters a block."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[str, tuple[Tensor, Tensor]] = {}
+        """By name: the values, and where there are some."""
 
     def keep_only(self, rows: Int[Tensor, " R"]) -> None:
         """Only these rows go on, in this order."""
-        self.kept = {name: value[rows] for name, value in self.kept.items()}
+        self.kept = {name: (value[rows], known[rows]) for name, (value, known) in self.kept.items()}
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,35 @@ class Recall:
     """Rows in flight."""
     fresh: Bool[Tensor, " B"]
     """Rows on their first step of a block, which remember nothing."""
+    place: Int[Tensor, "B W"]
+    """Where the predicted columns stand in the sampler's scope, of which a cache may leave some out; `width` at padding."""
+    width: int
+    """Columns of the sampler's scope."""
+
+    def of_rows(self, rows: Int[Tensor, " B2"]) -> "Recall":
+        return replace(self, rows=self.rows[rows], fresh=self.fresh[rows], place=self.place[rows])
+
+    def at(self, like: Tensor) -> tuple[Tensor, ...]:
+        """Where something of shape (B,), or (B, W, ...) with an entry for each column, is kept."""
+        return (self.rows[:, None], self.place) if like.ndim > 1 else (self.rows,)
 
     def get(self, name: str, like: Tensor, default: int | float) -> Tensor:
-        """What was kept under this name for each row, shaped as `like`; the default where nothing was."""
-        kept = self.memory.kept.get(name)
-        if kept is None:
+        """What was kept under this name, shaped as `like`, (B,) or (B, W, ...); the default where nothing was."""
+        if name not in self.memory.kept:
             return torch.full_like(like, default)
-        return kept[self.rows].masked_fill_(self.fresh.view(-1, *[1] * (kept.ndim - 1)), default)
+        value, known = (part[self.at(like)] for part in self.memory.kept[name])
+        known &= ~(self.fresh[:, None] if like.ndim > 1 else self.fresh)
+        return value.masked_fill_(~known.view(*known.shape, *[1] * (value.ndim - known.ndim)), default)
 
     def set(self, name: str, value: Tensor) -> None:
-        """Keep a value of shape (B, ...) for the rows' next steps."""
+        """Keep a value of shape (B,), or (B, W, ...) by column, for the rows' next steps."""
         if name not in self.memory.kept:
-            self.memory.kept[name] = value.new_zeros(self.n_rows, *value.shape[1:])
-        self.memory.kept[name][self.rows] = value
+            places = (self.n_rows, self.width + 1)[: min(value.ndim, 2)]  # the last is padding's
+            made = value.new_zeros(*places, *value.shape[2:])
+            self.memory.kept[name] = made, torch.zeros(places, dtype=torch.bool, device=value.device)
+        kept, known = self.memory.kept[name]
+        known[self.rows] &= ~(self.fresh[:, None] if value.ndim > 1 else self.fresh)
+        kept[self.at(value)], known[self.at(value)] = value, True
 
 
 @dataclass(frozen=True)
@@ -130,12 +147,7 @@ class Prediction(Proposal):
 
     def top(self, k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"] | None = None) -> Bool[Tensor, "B W"]:
         """The k masked positions of each row with the highest score (default: confidence); ties to the lower column."""
-        score = (self.confidence if score is None else score).masked_fill(~self.masked, -torch.inf)
-        if isinstance(k, int) and k == 1:
-            best = score.argmax(1, keepdim=True)  # the first of equal ones
-            return torch.zeros_like(self.masked).scatter_(1, best, True) & self.masked
-        rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
-        return (rank < (k if isinstance(k, int) else k[:, None])) & self.masked
+        return highest(k, self.confidence if score is None else score, self.masked)
 
     def reveal(self, where: Bool[Tensor, "B W"]) -> Int[Tensor, "B W"]:
         """The proposed tokens where the block is masked and `where` holds, the current ones elsewhere."""
@@ -149,7 +161,7 @@ class Prediction(Proposal):
     def of_rows(self, rows: Int[Tensor, " B2"]) -> "Prediction":
         """The prediction of these rows, in this order."""
         parts: dict[str, Any] = {f.name: part[rows] for f in fields(self) if isinstance(part := getattr(self, f.name), Tensor)}
-        recall = replace(self.recall, rows=self.recall.rows[rows], fresh=self.recall.fresh[rows])
+        recall = self.recall.of_rows(rows)
         return replace(
             self, **parts, span=self.span[rows], key=Key(self.key.seed, self.key.requests[rows]), recall=recall
         )
@@ -214,6 +226,12 @@ class Sampler:
     def check(self, gen_length: int) -> None:
         """Raise DllmError if the rule cannot be applied to answers of this many tokens."""
 
+    def announce(
+        self, masked: Bool[Tensor, "B W"], columns: Int[Tensor, "B W"], quota: Int[Tensor, " B"], key: Key
+    ) -> Bool[Tensor, "B W"]:
+        """Which masked columns of a block the next step reveals, for rules that do not ask the model."""
+        raise NotImplementedError(f"{type(self).__name__} decides by what the model predicts.")
+
     def quotas(self, masked: int, steps: int) -> Sequence[int]:
         """How many tokens a schedule of so many steps reveals in each, at a block of so many masks; none reveals 0."""
         return evenly(masked, steps)
@@ -224,6 +242,16 @@ class Sampler:
         Only `block` itself is widened where an end of text may be seen behind it (eotp).
         """
         return block
+
+
+def highest(k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"], among: Bool[Tensor, "B W"]) -> Bool[Tensor, "B W"]:
+    """The k highest scores of each row among these columns; ties go to the lower column."""
+    score = score.masked_fill(~among, -torch.inf)
+    if isinstance(k, int) and k == 1:
+        best = score.argmax(1, keepdim=True)  # the first of equal ones
+        return torch.zeros_like(among).scatter_(1, best, True) & among
+    rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return (rank < (k if isinstance(k, int) else k[:, None])) & among
 
 
 def evenly(masked: int, steps: int) -> list[int]:

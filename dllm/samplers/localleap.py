@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -28,7 +27,7 @@ class LocalLeap(Sampler):
         check_whole("radius", self.radius, 0, "columns on either side; 0 is no relaxation")
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        anchors = p.masked & p.sure(self.threshold)
-        radius = min(self.radius, anchors.shape[1])
-        near = F.max_pool1d(anchors.float(), 2 * radius + 1, stride=1, padding=radius) > 0  # a block has no gaps
+        anchors, column = p.masked & p.sure(self.threshold), p.span.columns
+        distance = (column[:, :, None] - column[:, None]).abs()  # (B, W, W); a cache may leave gaps in a block
+        near = (anchors[:, None] & (distance <= float(self.radius))).any(-1)
         return p.reveal(anchors | (near & p.sure(self.relaxed_threshold)) | p.top(1))

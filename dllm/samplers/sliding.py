@@ -15,7 +15,7 @@ class Sliding(Wrapper):
     """Apply `base` to the first `window` masked columns instead of a whole block (arXiv:2510.14973).
 
     The answer is one block unless block_length is given; a window does not reach beyond the block. All of the block is
-    computed at every step.
+    computed at every step, but for what a cache leaves out: `elastic` computes a window of its own.
     """
 
     base: Any = "threshold"

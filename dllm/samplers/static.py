@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dllm.samplers.base import Needs, Prediction, Sampler
+from dllm.noise import Key
+from dllm.samplers.base import Needs, Prediction, Sampler, highest
 
 
 @dataclass(frozen=True)
@@ -23,5 +24,10 @@ class Random(Static):
     def needs(self) -> Needs:
         return Needs(noise=True)
 
+    def announce(
+        self, masked: Bool[Tensor, "B W"], columns: Int[Tensor, "B W"], quota: Int[Tensor, " B"], key: Key
+    ) -> Bool[Tensor, "B W"]:
+        return highest(quota, key.uniform(columns), masked)
+
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        return p.reveal(p.top(p.quota, p.key.uniform(p.span.columns)))
+        return p.reveal(self.announce(p.masked, p.span.columns, p.quota, p.key))

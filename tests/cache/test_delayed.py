@@ -4,9 +4,11 @@ import cases
 import pytest
 import torch
 
-from dllm import DllmError, generate
-from dllm.cache import DelayedCache, make
+from dllm import DllmError, Trace, generate
+from dllm.cache import DelayedCache, GreedyCache, PromptDelayedCache, make
 from dllm.canvas import Span
+from dllm.noise import Key
+from dllm.samplers import make as make_sampler
 
 MASK = 39
 
@@ -61,8 +63,14 @@ ONE_LAYER = {"n_layers": 1}
 """Keys and values then depend on their own column alone, so that no cache that hears of changes may change a token."""
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual", "dkv:refresh=100", "dual:skip_decoded=true"])
-@pytest.mark.parametrize("sampler", [*cases.SAMPLER_NAMES, "prophet:base=wino,answer_start=2,thresholds=6/5/4"])
+KEEPING = [
+    *("prefix", "dual", "dkv:refresh=100", "dual:skip_decoded=true", "dkv-greedy:refresh=100", "dkv-pd", "vicinity"),
+    "elastic:window_length=12",
+]
+ASKING = [*cases.SAMPLER_NAMES, "prophet:base=wino,answer_start=2,thresholds=6/5/4"]
+
+
+@pytest.mark.parametrize(("sampler", "cache"), [*cases.pairs(KEEPING, ASKING)])
 @pytest.mark.parametrize("shift", [0, 1])
 def test_caches_change_nothing_where_keys_depend_on_their_column_alone(tiny, sampler, cache, shift):
     model = tiny(logits_shift=shift, **ONE_LAYER)
@@ -79,9 +87,35 @@ def test_a_new_block_is_noticed_whatever_the_sampler_looks_at(model, cache):
 
 
 @pytest.mark.parametrize("refresh", [0, -1])
-def test_a_refresh_that_cannot_be_is_named(refresh):
+@pytest.mark.parametrize("cache", ["dkv-decode", "dkv-greedy", "dkv-pd"])
+def test_a_refresh_that_cannot_be_is_named(cache, refresh):
     with pytest.raises(DllmError, match=f"refresh={refresh} is not a number of steps; give 1"):
-        make("dkv-decode", refresh=refresh)
+        make(cache, refresh=refresh)
+
+
+def test_other_settings_that_cannot_be_are_named():
+    with pytest.raises(DllmError, match="window=-1 is not a number of masks; give 0"):
+        make("dkv-greedy:window=-1")
+    with pytest.raises(DllmError, match="prompt_refresh=0 is not a number of steps"):
+        make("dkv-pd:prompt_refresh=0")
+
+
+def at(*columns):
+    return Span(torch.tensor([columns]), torch.ones(1, len(columns), dtype=torch.bool))
+
+
+def greedy(spec, window, reveal):
+    """The columns of each step, of which the row reveals these."""
+    canvas = cases.canvas(torch.tensor([[1, 2, *[MASK] * 8]]), [2], [10], MASK)
+    state = GreedyCache(refresh=100, window=window).start(canvas=canvas, spec=spec, dtype=torch.float64)
+    block, found = Span.between(torch.tensor([2]), torch.tensor([10]), 8), []
+    for columns in reveal:
+        scope = state.needed(at(*columns), block)
+        plan = state.plan(scope)
+        state.view(plan, scope, torch.tensor([0]), plan.sum(1).tolist(), [10])
+        canvas.tokens[0, list(columns)] = 7
+        found.append(plan[0].nonzero().flatten().tolist())
+    return found
 
 
 def test_a_dual_cache_may_skip_what_is_decided(model):
@@ -100,3 +134,49 @@ def test_skipping_with_a_refresh_at_every_step_is_no_cache(tiny):
             for c in ("none", "dual:refresh=1,skip_decoded=true")
         )
         assert plain.completions == skipping.completions and torch.equal(plain.rows, skipping.rows)
+
+
+@pytest.mark.parametrize(
+    ("window", "want"),
+    [
+        (0, [[5, 8], [2, 8], [2, 4, 6]]),
+        (1, [[5, 7, 8], [2, 3, 8], [2, 3, 4, 6]]),
+        (2, [[5, 7, 8, 9], [2, 3, 4, 8], [2, 3, 4, 6, 7]]),
+        (9, [[2, 3, 4, 5, 6, 7, 8, 9], [2, 3, 4, 6, 7, 8, 9], [2, 3, 4, 6, 7, 9]]),
+    ],
+)
+def test_greedy_computes_the_next_columns_masks_around_them_and_new_tokens(model, window, want):
+    """Column 5 comes first, in a step that computes all; then 8, 2, and 4 with 6."""
+    steps = greedy(model.spec, window, [(5,), (8,), (2,), (4, 6)])
+    assert steps == [[*range(10)], *want]
+
+
+def test_greedy_needs_a_sampler_that_tells_what_comes_next(model):
+    with pytest.raises(DllmError, match=r"GreedyCache.*which Threshold.* decides afterwards.*one of the samplers random\."):
+        generate(model, [3], "threshold", "dkv-greedy", gen_length=4)
+    with pytest.raises(NotImplementedError, match="Static decides by what the model predicts"):
+        make_sampler("static").announce(torch.ones(1, 2).bool(), torch.ones(1, 2).long(), torch.ones(1).long(), Key(0, torch.zeros(1).long()))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_what_is_announced_is_what_is_revealed(tiny, shift):
+    """With greedy only announced columns are predicted, and the order is the same as without a cache."""
+    ask = {"gen_length": 24, "block_length": 12, "seed": 3, "steps": 9, "eos_early_stop": False}
+    orders = []
+    for cache in ("none", "dkv-greedy:refresh=5"):
+        generate(tiny(logits_shift=shift), cases.PROMPTS, "random", cache, **ask, observers=[trace := Trace()])
+        orders.append([(c["request"], c["column"]) for c in trace.changes])
+    assert sorted(orders[0]) == sorted(orders[1])
+    for row in range(4):
+        assert [c for r, c in orders[0] if r == row] == [c for r, c in orders[1] if r == row]
+
+
+def test_the_prompt_is_computed_once_or_rarely(model):
+    ask = {"gen_length": 16, "block_length": 16, "eos_early_stop": False}
+    always, never, rarely = (
+        generate(model, [5] * 60, "static", c, **ask)
+        for c in ("dkv:refresh=4", "dkv-pd:refresh=4", PromptDelayedCache(refresh=4, prompt_refresh=6))
+    )
+    # The steps 0, 1, 4, 8 and 12 are refreshes; the prompt's 60 columns are computed in the first, or in that and the 8th.
+    assert always.rows[0] - never.rows[0] == 4 * 60 and always.rows[0] - rarely.rows[0] == 3 * 60
+    assert never.refreshes[0] == 1 and rarely.refreshes[0] == 2

@@ -4,7 +4,8 @@ import cases
 import pytest
 import torch
 
-from dllm.cache import CACHES, Cache, DualCache, NoCache, PrefixCache, full_view, make
+from dllm import DllmError
+from dllm.cache import CACHES, Cache, DualCache, NoCache, PrefixCache, VicinityCache, full_view, make
 from dllm.canvas import Span
 
 PROMPT, LENGTHS = [3, 5], [11, 13]
@@ -45,6 +46,8 @@ ALL = [[*range(11)], [*range(13)]]
         (PrefixCache(), 1, [[*range(2, 11)], [*range(4, 13)]]),
         (DualCache(), 0, [[3, 4, 5, 6], [5, 6, 7, 8]]),
         (DualCache(), 1, [[2, 3, 4, 5, 6], [4, 5, 6, 7, 8]]),
+        (VicinityCache(look=2), 0, [[*range(1, 9)], [*range(3, 11)]]),
+        (VicinityCache(look=3), 1, [[*range(10)], [*range(1, 12)]]),
     ],
 )
 def test_a_cache_computes_all_at_a_new_block_and_then_what_it_does_not_keep(tiny, cache, shift, later):
@@ -59,9 +62,10 @@ def test_a_cache_computes_all_at_a_new_block_and_then_what_it_does_not_keep(tiny
 @pytest.mark.parametrize("cache", [name for name, cache in CACHES.items() if "refresh" in cache.__dataclass_fields__])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_all_is_refreshed_every_so_many_forwards(model, cache, every):
-    canvas, state, window = setting(model, make(cache, refresh=every))
+    others = {"vicinity": {"look": 2}, "dkv-pd": {"prompt_refresh": 1}}
+    canvas, state, window = setting(model, make(cache, refresh=every, **others.get(cache, {})))
     whole = [columns(forward(model, canvas, state, window)[0]) == ALL for _ in range(7)]
-    second = cache == "dkv-decode"  # computes all in the second step too
+    second = cache in ("dkv-decode", "dkv-pd")  # compute all in the second step too
     assert whole == [step % every == 0 or (second and step == 1) for step in range(7)]
 
 
@@ -132,3 +136,10 @@ def test_a_cache_without_a_rule_says_so(model):
     _, state, window = setting(model, Cache())
     with pytest.raises(NotImplementedError, match="Cache does not say which rows are stale"):
         state.plan(window)
+
+
+def test_a_vicinity_that_cannot_be_is_named():
+    with pytest.raises(DllmError, match="look=-1 is not a number of columns; give 0"):
+        make("vicinity:look=-1")
+    with pytest.raises(DllmError, match="refresh=0 is not a number of forwards"):
+        make("vicinity:refresh=0")

@@ -156,7 +156,7 @@ def test_credit_grows_with_repetition_and_fades():
         at = replace(p, block_step=number, recall=replace(p.recall, fresh=number == 0))
         counts.append(int((sampler(at) != p.current).sum()))
     assert counts == sorted(counts) and counts[0] < counts[-1]
-    credit = p.recall.memory.kept["credit"][0]
+    credit = p.recall.memory.kept["credit"][0][0]
     column, token = 0, 0
     want = sum(0.8**age for age in range(6)) * p.logits.softmax(-1)[0, column].max() ** 0.2
     torch.testing.assert_close(credit[column, token], want.to(credit.dtype))
@@ -307,3 +307,18 @@ def test_an_answer_region_lies_inside_the_answer(model):
 def test_a_base_is_a_name_or_a_sampler(unchecked):
     with pytest.raises(DllmError, match="base=3 is neither a name nor a Sampler; there are: static"):
         Prophet(3)
+
+
+def test_what_is_kept_of_a_column_is_found_again_where_it_stands_among_others():
+    """A scope of 4 columns, of which a cache leaves some out: the second prediction has the columns 2 and 1 of it."""
+    recall = replace(cases.example().recall, place=torch.tensor([[0, 2, 4]]), width=4, fresh=torch.tensor([True]))
+    recall.set("seen", torch.tensor([[5.0, 7.0, 9.0]]))  # the third is padding
+    recall.set("count", torch.tensor([3]))
+    later = replace(recall, place=torch.tensor([[2, 1]]), fresh=torch.tensor([False]))
+    assert later.get("seen", torch.zeros(1, 2), -1).tolist() == [[7.0, -1.0]]
+    assert later.get("count", torch.zeros(1).long(), -1).tolist() == [3]
+    anew = replace(later, fresh=torch.tensor([True]))
+    assert anew.get("seen", torch.zeros(1, 2), -1).tolist() == [[-1.0, -1.0]]
+    anew.set("seen", torch.tensor([[1.0, 2.0]]))
+    everything = replace(recall, place=torch.arange(4)[None], fresh=torch.tensor([False]))
+    assert everything.get("seen", torch.zeros(1, 4), -1).tolist() == [[-1.0, 2.0, 1.0, -1.0]]
