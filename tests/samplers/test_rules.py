@@ -172,10 +172,10 @@ def test_wino_takes_back_what_its_shadow_doubts_but_less_than_it_revealed():
     sampler = make("wino")
     after = sampler(p)
     assert (after[0, [2, 3]] == cases.MASK).all() and after[0, 6] == 50
-    count = int(p.recall.memory.kept["count"])
+    count = int(p.recall.memory.kept["count"][0])
     assert count == 3  # columns 0, 1 and 5
     later = replace(p, recall=replace(p.recall, fresh=torch.tensor([False])))
-    p.recall.memory.kept["count"].fill_(2)
+    p.recall.memory.kept["count"][0].fill_(2)
     assert (sampler(later)[0, [2, 3]] == torch.tensor([50, cases.MASK])).all()  # the more doubtful one
     single = cases.example(decided=[0, 1, 2, 3, 5, 6])
     single = replace(single, shadow=torch.zeros_like(single.confidence))
@@ -243,6 +243,7 @@ def dense(model, tokens, columns, i):
     class Dense:
         rows = torch.arange(n + w)[None]
         positions = place[None]
+        layers = range
 
         def enter(self, _layer, h):
             return h
