@@ -24,13 +24,15 @@ class ElasticCache(Cache):
     computes them all. In each layer the cosine over heads of their attention before and after, its mean over columns,
     is compared with gamma; from the layer after the first that falls below on, all columns are computed from the inputs
     that are stored for that layer. The window is that of the sampler's scope: of a block, or with `sliding` and with
-    Dream's orders, whose answer is one block, of the whole answer.
+    Dream's orders, whose answer is one block, of the whole answer. A refresh does not make all exact: what it starts
+    from was computed when a column was last in flight. Cosines of probabilities over heads are high: 0.9 is lax.
     """
 
     attentive: ClassVar[bool] = True
 
     window_length: int = 16
-    """How many masked columns are predicted."""
+    """How many masked columns are predicted. A schedule that reveals more in a step takes more steps; a sampler that
+    looks at decided columns too (prophet with answer_start) gets its whole scope."""
     gamma: float = 0.9
     """0: nothing is computed anew after the first step; 1: nearly everything, always."""
     track_num: int = 1
