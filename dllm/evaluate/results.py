@@ -14,7 +14,7 @@ from dllm.evaluate.score import pass_at_k, wilson
 from dllm.evaluate.tasks.base import Question, Task
 
 Sample = dict[str, Any]
-TIMES = ("timing", "date", "start_time", "end_time", "total_evaluation_time_seconds")
+TIMES = ("timing", "date")
 """Fields of samples and results that differ between two runs with the same answers."""
 
 
@@ -88,11 +88,11 @@ def error(samples: Sequence[Sample], metric: str) -> float:
 def passed(samples: Sequence[Sample], metric: str) -> dict[str, float]:
     """pass@k for some k up to the number of answers to a question: the chance that one of k is right."""
     right = [[score[metric] for score in s["scores"]] for s in samples]
-    n = len(right[0])
+    n, kind = len(right[0]), metric.partition(",")[2] or "none"
     if any(value not in (0, 1) for values in right for value in values):
         return {}
     return {
-        f"pass@{k}": sum(pass_at_k(n, sum(values), k) for values in right) / len(right)
+        f"pass@{k},{kind}": sum(pass_at_k(n, sum(values), k) for values in right) / len(right)
         for k in TRIES
         if k <= n and n > 1
     }

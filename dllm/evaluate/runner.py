@@ -27,7 +27,7 @@ from dllm.evaluate.store import Sample, Store, append
 from dllm.evaluate.tasks.base import Question, Task
 from dllm.spec import Model
 
-POLL = 0.2
+POLL = 1.0
 """Seconds between two looks at the other ranks' files."""
 
 
