@@ -235,6 +235,8 @@ def test_the_command_line_of_the_harness_knows_our_names(tmp_path, monkeypatch, 
     """python -m dllm.evaluate.lm_eval, with a task file of the user's."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    made = TaskManager.__init__
+    monkeypatch.setattr(TaskManager, "__init__", lambda *a, **more: made(*a, **more | {"include_defaults": False}))
     data = tmp_path / "docs.json"
     data.write_text("".join(json.dumps({"q": p.question, "a": p.answer}) + "\n" for p in ASKED[:2]))
     task = {k: v for k, v in lists().items() if k != "custom_dataset"} | {
