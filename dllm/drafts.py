@@ -3,8 +3,10 @@
 What a step was decided on also says something about the steps after it: asked again, from further along, the sampler
 drafts them. The next forward computes the canvas and its drafts side by side. What the sampler then chooses for the
 canvas is what it would have chosen without drafts; where a draft shows the same tokens, its own prediction is that of
-the next step, which so needs no forward. Tokens are those of decoding without drafts, whatever the drafts are worth
-(FreeDave, arXiv:2510.00294). Shape letters: R rows in flight, B rows of one forward, N drafts, L canvas, W span.
+the next step, which so needs no forward. Tokens are those of decoding without drafts, whatever the drafts are worth, up
+to the rounding of wider forwards (FreeDave, arXiv:2510.00294).
+
+Shape letters: R rows in flight, B rows of one forward, N drafts, L canvas columns, W columns of the span.
 """
 
 from collections.abc import Callable
@@ -58,6 +60,8 @@ class Drafts:
             begin, rows = rows.block_start, rows.ahead(1).into_next(~left)
             alive &= left | (rows.block_start != begin)
             count += alive
+            if index.device.type == "cpu" and not alive.any():
+                break
             change = (current - first).masked_fill(~p.span.valid, 0)  # see Canvas.write
             self.tokens[index, i] = now.scatter_add(1, p.span.columns, change)
             self.beyond[index, i] = rows.block_start != start
@@ -74,29 +78,28 @@ class Drafts:
 
 def seen_by(p: Prediction, current: Int[Tensor, "B W"], rows: Rows) -> Prediction:
     """The prediction at these tokens and these counters."""
-    columns = p.span.columns
-    block = (columns >= rows.block_start[:, None]) & (columns < rows.block_stop[:, None])
     counters = {name: getattr(rows, name) for name in ("step", "block_step", "block_steps", "quota")}
-    return p.seen_from(current, block=block, **counters)
+    return p.seen_from(current, block=rows.in_block(p.span.columns), **counters)
 
 
 def follow(
     drafts: Int[Tensor, "B N W"],
     after: Int[Tensor, "B W"],
     at: Int[Tensor, " B"],
-    there: Bool[Tensor, "B N"],
+    n_drafts: Int[Tensor, " B"],
     p: Prediction,
     subset: bool,
 ) -> Int[Tensor, " B"]:
     """The draft that comes true when the rows, which stand at the drafts `at`, go on to `after`; -1 where none does.
 
-    It shows the same tokens, or with `subset` it shows some of them and else masks; of several, the last.
+    Only the first `n_drafts` count. The draft shows the same tokens, or with `subset` some of them and else masks; of
+    several, it is the last.
     """
     same = (drafts == after[:, None]) | ~p.span.valid[:, None]
     if subset:
         same |= (drafts == p.mask_id) & p.open[:, None]
     number = torch.arange(drafts.shape[1], device=at.device)
-    found = same.all(-1) & there & (number > at[:, None])
+    found = same.all(-1) & (number < n_drafts[:, None]) & (number > at[:, None])
     return torch.where(found, number, -1).amax(1)
 
 
@@ -113,47 +116,42 @@ class Decision:
     lengths: Int[Tensor, " B"]
     rows: Rows
     """The counters at the last of the steps."""
-
-
-Choose = Callable[[Prediction], tuple[Tensor, Tensor]]
-"""From a prediction of some rows to the next tokens of its span, and to how long the rows are then."""
+    broken: Bool[Tensor, " B"]
+    """Rows whose predictions hold NaN."""
 
 
 def decide(
-    every: Prediction,
-    choose: Choose,
+    read: Callable[[Int[Tensor, " B"], Rows], Prediction],
+    choose: Callable[[Prediction], tuple[Tensor, Tensor]],
+    drafts: Int[Tensor, "B N W"],
     rows: Rows,
-    drafted: Int[Tensor, " B"],
+    n_drafts: Int[Tensor, " B"],
     beyond: Bool[Tensor, "B _"],
     lengths: Int[Tensor, " B"],
     subset: bool,
 ) -> Decision:
     """What is chosen; and while a draft shows just that, what is chosen next, from that draft on.
 
-    every: the predictions of all drafts, those of a row together. rows: the counters. drafted: how many drafts count.
-    beyond: which of those behind the canvas stand in the next block. lengths: how long the rows are. subset: as of
-    `follow`.
+    read: the prediction of one draft of every row, at these counters. choose: the next tokens of its span, and how long
+    the rows are then. drafts: what stands in the span, of which `n_drafts` count. beyond: which of those behind the
+    canvas stand in the next block. lengths: how long the rows are. subset: as of `follow`.
     """
-    n = len(every.current) // len(drafted)
-    if n == 1:
-        after, ends = choose(every)
-        return Decision(every, every.current, after, every.confidence, ends, rows)
-    drafts, at = every.current.view(len(drafted), n, -1), torch.zeros_like(drafted)
-    there = torch.arange(n, device=at.device) < drafted[:, None]
-    first = torch.arange(len(drafted), device=at.device) * n
-    confidence = every.confidence[first]
-    for _ in range(n):
-        p = every.of_rows(first + at)
-        p = seen_by(p, p.current, rows)
-        after, ends = choose(p)
-        confidence = torch.where(after == p.current, confidence, p.confidence)
-        true = follow(drafts, after, at, there, p, subset)
+    at = torch.zeros_like(n_drafts)
+    p = read(at, rows)
+    after, ends = choose(p)
+    before, confidence, broken = p.current, p.confidence, p.broken
+    for _ in range(drafts.shape[1] - 1):
+        true = follow(drafts, after, at, n_drafts, p, subset)
         came_true = (true >= 0) & (ends == lengths)  # a row that an end of text has cut is another row
-        if at.device.type == "cpu" and not came_true.any():  # on a GPU looking would cost more than going on
+        if at.device.type == "cpu" and not came_true.any():
             break
         at = torch.where(came_true, true, at)
-        there_now = (at > 0) & beyond.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
-        rows = rows.ahead(came_true.long()).into_next(there_now)
+        crossed = (at > 0) & beyond.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
+        rows = rows.ahead(came_true.long()).into_next(crossed)
+        p = read(at, rows)
+        after, ends = choose(p)
+        confidence = torch.where(after == p.current, confidence, p.confidence)
+        broken = broken | p.broken
     # In a row that an end of text has cut, the next block is not what was planned.
     rows = replace(rows, next_steps=rows.next_steps.masked_fill(ends < lengths, 0))
-    return Decision(p, drafts[:, 0], after, confidence, ends, rows)
+    return Decision(p, before, after, confidence, ends, rows, broken)

@@ -7,26 +7,24 @@ waiting prompt.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, View
-from dllm.cache.side import draft_view, shadow_view
+from dllm.cache.base import Cache
 from dllm.canvas import Span
 from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
+from dllm.forward import forward, unconditional
 from dllm.generation import Generation, Request
 from dllm.hooks import Hooks
 from dllm.noise import Key
 from dllm.pace import MOST, Pace
-from dllm.plan import Plan
+from dllm.plan import Batch, Plan
 from dllm.propose import Proposer
 from dllm.samplers.base import Memory, Prediction, Recall, Sampler
-from dllm.schedule import Position, Schedule, together
+from dllm.schedule import Position, Rows, Schedule, together
 from dllm.settings import Settings
 from dllm.spec import Model
 from dllm.trace import Observer, Step
@@ -60,7 +58,7 @@ class Run:
         self.repaired = [0] * len(requests)
         """Columns of every request, times layers, that a forward computed besides its rows."""
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
-        self.needs, self.memory = sampler.needs(), Memory()
+        self.needs = sampler.needs()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
         never = [self.schedule.canvas.mask_id, *range(named, self.spec.vocab_size)]
         self.never_proposed = torch.tensor(never, device=model.device)
@@ -69,8 +67,11 @@ class Run:
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
         self.kv_bytes = sum(state.nbytes for state in self.states)
         self.pace = Pace() if settings.drafts == "auto" else None
-        self.n_drafts = MOST if self.pace else int(settings.drafts or self.needs.drafts)
+        asked = MOST if self.pace else int(settings.drafts or self.needs.drafts)
+        reach = min(self.schedule.block_length * (2 if settings.eager else 1), self.schedule.canvas.answer_width)
+        self.n_drafts = min(asked, reach)  # each reveals something more
         self.drafts = Drafts(self.schedule.canvas, self.n_drafts)
+        self.memory = Memory() if self.n_drafts == 1 else None
         self.last: Plan | None = None
         """What the forwards since the last survey computed."""
 
@@ -84,104 +85,128 @@ class Run:
             if plan is None:
                 continue
             self.last = plan
-            for rows in together([plan.work(row) for row in range(len(plan.counts))]):
-                index = torch.tensor(rows, device=self.model.device)
-                every, place = self.predict(plan, rows, index)
-                step = self.commit(every, place, plan, rows, index)
+            for rows in together(self.widths(plan)):
+                batch = self.batch(plan, rows)
+                step = self.commit(batch, self.predict(batch))
                 given = time.perf_counter()
                 yield step
                 self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
 
+    def widths(self, plan: Plan) -> list[int]:
+        """How wide each row's part of a forward is; where nothing is stored each draft is a row of its own."""
+        return [plan.work(row) for row in range(len(plan.counts))] if self.states[0].keys else plan.counts
+
+    def batch(self, plan: Plan, rows: list[int]) -> Batch:
+        """The forward of some rows."""
+        canvas, index = self.schedule.canvas, torch.tensor(rows, device=self.model.device)
+        drafts = self.drafts.canvases(canvas, index, max(plan.drafts[row] for row in rows))
+        return plan.batch(rows, index, drafts, canvas.lengths[index], whole=self.hooks is not None)
+
     def survey(self, at: Position) -> Plan | None:
         """Plan the next forwards; None if places have changed. The host reads here what it decides on."""
-        schedule, canvas = self.schedule, self.schedule.canvas
+        schedule, canvas, settings = self.schedule, self.schedule.canvas, self.settings
         wanted = self.sampler.scope(canvas, at.block)
         asked = self.announced(at) if self.cache.announced else wanted
         scopes = [state.needed(asked, at.block) for state in self.states]
         scope = wanted if self.needs.decided else scopes[0]
         narrow = wanted is at.block
-        if self.settings.eager and narrow:
+        if settings.eager and narrow:
             scope = wanted = at.two_blocks
         window = self.spec.window(scope)
         columns = torch.stack([state.plan(window) for state in self.states]).any(0)
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
-        if self.settings.eotp is not None and narrow:
+        if settings.eotp is not None and narrow:
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
-        again, drafted = self.drafted(columns, window, to_the_end, at.entered)
-        lists = [at.done, at.undecided, columns.sum(1), schedule.rows.broken, at.entered, start, at.masked]
-        lists += [canvas.lengths, to_the_end, scope.valid.sum(1), drafted, again.sum(1), schedule.rows.step, at.behind]
-        (
-            done,
-            undecided,
-            counts,
-            broken,
-            entered,
-            starts,
-            masked,
-            lengths,
-            ends,
-            widths,
-            drafts,
-            againsts,
-            steps,
-            behind,
-        ) = torch.stack(lists).tolist()
-        self.measure(steps)
-        for slot in range(len(done)):
-            self.check(slot, bool(broken[slot]), 0 if done[slot] else undecided[slot])
-        if not any(done):
-            for slot in (slot for slot, new in enumerate(entered) if new):
-                schedule.enter(slot, starts[slot], masked[slot])
-            if self.settings.eager:
-                for slot, next_block in enumerate(zip(starts, behind, strict=True)):
-                    schedule.foresee(slot, *next_block)
-            near = Span.where(scope.valid, max(widths))  # what is left out costs neither the head nor the sampler
-            scope, n = Span(scope.columns.gather(1, near.columns), near.valid), wanted.columns.shape[1]
-            place = (scope.columns - wanted.columns[:, :1]).masked_fill(~scope.valid, n)
-            known = (counts, lengths, starts, undecided, ends, widths, drafts)
-            return Plan(at.block, scope, window, columns, *known, drafted, again, againsts, place, n)
-        taken, keep = schedule.release([slot for slot, finished in enumerate(done) if finished])
+        facts = {
+            "done": at.done,
+            "undecided": at.undecided,
+            "counts": columns.sum(1),
+            "broken": schedule.rows.broken,
+            "entered": at.entered,
+            "starts": start,
+            "masked": at.masked,
+            "lengths": canvas.lengths,
+            "to_the_end": to_the_end,
+            "widths": scope.valid.sum(1),
+        }
+        step_columns, n_drafts = columns, torch.ones_like(start)
+        if self.n_drafts > 1:
+            step_columns, n_drafts = self.drafted(columns, window, to_the_end, at.entered)
+            facts |= {"drafts": n_drafts, "step_counts": step_columns.sum(1), "steps": schedule.rows.step}
+            facts |= {"behind": at.behind} if settings.eager else {}
+        told = dict(zip(facts, torch.stack([*facts.values()]).tolist(), strict=True))
+        self.measure(told.get("steps"))
+        for slot, done in enumerate(told["done"]):
+            self.check(slot, bool(told["broken"][slot]), 0 if done else told["undecided"][slot])
+        if any(told["done"]):
+            self.release([slot for slot, done in enumerate(told["done"]) if done])
+            return None
+        for slot in (slot for slot, new in enumerate(told["entered"]) if new):
+            schedule.enter(slot, told["starts"][slot], told["masked"][slot])
+        for slot, behind in enumerate(told.get("behind", [])):
+            schedule.foresee(slot, told["starts"][slot], behind)
+        near = Span.where(scope.valid, max(told["widths"]))  # what is left out costs neither the head nor the sampler
+        scope = Span(scope.columns.gather(1, near.columns), near.valid)
+        return Plan(
+            scope=scope,
+            place=(scope.columns - wanted.columns[:, :1]).masked_fill(~scope.valid, wanted.columns.shape[1]),
+            wanted=wanted.columns.shape[1],
+            window=window,
+            columns=columns,
+            drafts=told.get("drafts", [1] * len(start)),
+            n_drafts=n_drafts,
+            step_columns=step_columns,
+            step_counts=told.get("step_counts", told["counts"]),
+            **{name: told[name] for name in ("counts", "lengths", "starts", "undecided", "to_the_end", "widths")},
+        )
+
+    def release(self, done: list[int]) -> None:
+        """Rows are finished: others take their places, or nobody does."""
+        taken, keep = self.schedule.release(done)
+        for slot in taken:
+            self.drafts.forget(slot)
         for state in self.states:
             for slot in taken:
                 state.admit(slot)
-                self.drafts.forget(slot)
             if keep is not None:
                 state.retire(keep)
         if keep is not None:
-            self.memory.keep_only(keep)
             self.drafts.keep_only(keep)
-        return None
+            if self.memory:
+                self.memory.keep_only(keep)
 
     def drafted(
-        self, columns: Bool[Tensor, "R L"], window: Span, to_the_end: Tensor, entered: Bool[Tensor, " R"]
+        self,
+        columns: Bool[Tensor, "R L"],
+        window: Span,
+        to_the_end: Bool[Tensor, " R"],
+        entered: Bool[Tensor, " R"],
     ) -> tuple[Bool[Tensor, "R L"], Int[Tensor, " R"]]:
-        """What a further draft of each row computes, and how many drafts there are, the canvas included.
+        """What a draft of each row computes, and how many drafts there are, the canvas included.
 
         A row that has just come to its block has none, and none follows a step after which a refresh is due.
         """
         state, canvas = self.states[0], self.schedule.canvas
-        none = torch.zeros_like(columns), torch.ones_like(canvas.lengths)
-        if self.n_drafts == 1:
-            return none
-        again = state.cache.repeated(state, window)
+        step_columns = state.cache.step_columns(state, window)
         full = columns.sum(1) == canvas.lengths
-        drafted = self.drafts.count.minimum(state.cache.repeats(state, full) + 1)
+        n_drafts = self.drafts.count.minimum(state.cache.steps_before_refresh(state, full) + 1)
         # A refresh predicts to the end where an end of text may be seen; the steps after it do not.
-        alone = entered | (to_the_end.bool() & (columns != again).any(1))
-        return again, drafted.masked_fill(alone, 1)
+        alone = entered | (to_the_end & (columns != step_columns).any(1))
+        return step_columns, n_drafts.masked_fill(alone, 1)
 
-    def measure(self, steps: list[int]) -> None:
-        """Note how far the last forwards brought the rows in flight, and what they cost."""
-        requests, before = self.schedule.slots, self.seconds
+    def measure(self, steps: list[int] | None) -> None:
+        """Note how far the last forwards brought the rows in flight, and what they cost. steps: None without drafts."""
+        before, counts = self.seconds, self.counts["steps"]
         self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
-        more = [now - self.counts["steps"][request] - 1 for now, request in zip(steps, requests, strict=True)]
-        for now, request in zip(steps, requests, strict=True):
-            self.counts["steps"][request] = now
+        more = []
+        for slot, request in enumerate(self.schedule.slots):
+            now = steps[slot] if steps else self.counts["nfe"][request]
+            more.append(now - counts[request] - 1)
+            counts[request] = now
         plan, self.last = self.last, None
-        if self.pace and plan and not plan.refreshed:
-            columns = sum(map(plan.work, range(len(plan.counts))))
-            self.pace.observe(plan.drafts, more, sum(plan.again_counts), columns, self.seconds - before)
+        if self.pace and plan:
+            self.pace.observe(plan, more, len(together(self.widths(plan))), self.seconds - before)
 
     def announced(self, at: Position) -> Span:
         """What the next step reveals of each row's block; all of a new block, whose steps are not counted yet."""
@@ -207,122 +232,61 @@ class Run:
             )
 
     @torch.no_grad()
-    def predict(
-        self, plan: Plan, rows: list[int], index: Int[Tensor, " B"]
-    ) -> tuple[Prediction, Int[Tensor, "B W"] | None]:
-        """Run the model on some of the rows in flight and read what it proposes. Counts the forward.
+    def predict(self, batch: Batch) -> Float[Tensor, "B N W V"]:
+        """Run the model on some of the rows in flight, and count that.
 
-        rows: on the host, index: the same on the device.
-
-        The second result tells where the scope stands in the prediction, if that is wider.
+        The logits of the batch's span in every draft; with shadows theirs stand behind the span.
         """
-        schedule, canvas, settings = self.schedule, self.schedule.canvas, self.settings
-        span, place = plan.span(rows, index, canvas.lengths[index], whole=self.hooks is not None)
-        n = max(plan.drafts[row] for row in rows)
-        drafts = self.drafts.canvases(canvas, index, n)
+        settings, canvas, plan = self.settings, self.schedule.canvas, batch.plan
+        shadow = canvas.mask_id if self.needs.shadows else None
         began = time.perf_counter()
-        whole = {row for row in rows if plan.counts[row] == plan.lengths[row]}
-        logits = self.forward(self.states[0], drafts, span, plan, rows, index, whole)
+        logits, repaired = forward(self.model, self.states[0], batch, shadow)
+        parts = [repaired]
         if settings.cfg_scale > 0:
-            blind = drafts.masked_fill(~canvas.open[index][:, None], canvas.mask_id)
-            unconditional = self.forward(self.states[1], blind, span, plan, rows, index, whole)
-            logits = unconditional + (settings.cfg_scale + 1) * (logits - unconditional)
+            blind = unconditional(batch, ~canvas.open[batch.index], canvas.mask_id)
+            without, again = forward(self.model, self.states[1], blind, shadow)
+            logits = without + (settings.cfg_scale + 1) * (logits - without)
+            parts.append(again)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
-        for row in rows:
-            request, shadows = schedule.slots[row], plan.widths[row] if self.needs.shadows else 0
-            length = plan.drafts[row] * plan.lengths[row]
-            self.counts["nfe"][request] += 1
-            self.counts["rows"][request] += (plan.work(row) + shadows) * len(self.states)
-            self.counts["columns"][request] += (length + shadows) * len(self.states)
-            self.counts["refreshes"][request] += row in whole
-            self.counts["drafted"][request] += plan.drafts[row] - 1
-        if n > 1:
-            at = torch.arange(len(index), device=index.device).repeat_interleave(n)
-            return self.read(logits, span[at], plan, index[at], drafts.flatten(0, 1)), place
-        tokens, scope, width = drafts[:, 0], plan.scope[index], span.columns.shape[1]
+        for row in batch.rows:
+            request, shadows = self.schedule.slots[row], plan.widths[row] if self.needs.shadows else 0
+            counts, length = self.counts, plan.lengths[row]
+            counts["nfe"][request] += 1
+            counts["rows"][request] += (plan.work(row) + shadows) * len(self.states)
+            counts["columns"][request] += (plan.drafts[row] * length + shadows) * len(self.states)
+            counts["refreshes"][request] += plan.counts[row] == length or any(row in part for part in parts)
+            counts["drafted"][request] += plan.drafts[row] - 1
+            self.repaired[request] += sum(part.get(row, 0) for part in parts) * (length - plan.counts[row])
         if self.hooks:
-            lengths = [plan.lengths[row] for row in rows]
-            logits = self.hooks.see_logits(schedule.rows.step[index], tokens, lengths, logits)
-        p = self.read(logits[:, :width], span, plan, index, tokens)
-        if self.needs.shadows:
-            current = tokens.gather(1, scope.columns)
-            shadow = logits[:, width:].to(p.confidence.dtype).softmax(-1).gather(-1, current[..., None])
-            shadow = shadow.squeeze(-1)
-            if place is not None:
-                shadow = torch.zeros_like(p.confidence).scatter_add(1, place, shadow.masked_fill(~scope.valid, 0.0))
-            p = replace(p, shadow=shadow)
-        return p, place
-
-    def forward(
-        self,
-        state: CacheState,
-        drafts: Int[Tensor, "B N L"],
-        span: Span,
-        plan: Plan,
-        rows: list[int],
-        index: Int[Tensor, " B"],
-        whole: set[int],
-    ) -> Float[Tensor, "BN W2 V"]:
-        """The logits of a span in every draft, those of a row together; with shadows theirs stand behind the span."""
-        n, length = drafts.shape[1:]
-        counts, lengths = [plan.counts[row] for row in rows], [plan.lengths[row] for row in rows]
-        if n > 1 and not state.keys:  # nothing is shared: each draft is a row of the batch
-            own = [(i, draft) for i, row in enumerate(rows) for draft in range(plan.drafts[row])]
-            row, draft = torch.tensor(own, device=index.device).unbind(1)
-            lengths = [lengths[i] for i, _ in own]
-            view = state.view(plan.columns, plan.window, index[row], lengths, lengths)
-            logits = self.model(drafts[row, draft], view, span[row])
-            where = torch.zeros_like(drafts[:, :, 0])
-            where[row, draft] = torch.arange(len(own), device=index.device)
-            return logits[where.flatten()]
-        view, tokens, asked = state.view(plan.columns, plan.window, index, counts, lengths), drafts[:, 0], span
-        if n > 1:
-            again = Span.where(plan.again[index], max(plan.again_counts[row] for row in rows))
-            view = draft_view(view, self.spec, again, n - 1, span, lengths, length)
-            others = drafts[:, 1:].gather(2, again.columns[:, None].expand(-1, n - 1, -1))
-            tokens = torch.cat([tokens, others.flatten(1)], 1)
-            asked = Span(span.columns.repeat(1, n), span.valid.repeat(1, n))
-        if self.needs.shadows:
-            scope = plan.scope[index]
-            view = shadow_view(view, self.spec, scope, lengths, length)
-            tokens = F.pad(tokens, (0, scope.columns.shape[1]), value=self.schedule.canvas.mask_id)
-            asked = Span(torch.cat([span.columns, scope.columns], 1), torch.cat([span.valid, scope.valid], 1))
-        logits = self.compute(tokens, view, asked, plan, rows, whole)
-        return logits.reshape(len(rows) * n, -1, logits.shape[-1])
-
-    def compute(
-        self, tokens: Int[Tensor, "B L"], view: View, span: Span, plan: Plan, rows: list[int], whole: set[int]
-    ) -> Float[Tensor, "B W V"]:
-        """The logits of a span. Rows of which a cache finds that more must be computed are added to `whole`."""
-        logits = self.model(tokens, view, span)
-        for part, again, layers in view.repairs():
-            index = torch.tensor(part, device=tokens.device)
-            logits[index] = self.model(tokens[index], again, span[index])
-            for row in (rows[place] for place in part):
-                self.repaired[self.schedule.slots[row]] += (plan.lengths[row] - plan.counts[row]) * layers
-                whole.add(row)
+            logits = self.hooks.see_logits(
+                self.schedule.rows.step[batch.index], batch.drafts[:, 0], batch.lengths, logits[:, 0]
+            )[:, None]
         return logits
 
-    def read(
-        self,
-        logits: Float[Tensor, "B W V"],
-        span: Span,
-        plan: Plan,
-        index: Int[Tensor, " B"],
-        tokens: Int[Tensor, "B L"],
-    ) -> Prediction:
-        """What the logits of a span propose, and where its rows stand, whose canvas holds these tokens."""
-        schedule, canvas, rows = self.schedule, self.schedule.canvas, self.schedule.rows[index]
-        key = Key(self.settings.noise_seed, rows.key)
-        propose = Proposer(self.settings, self.never_proposed, schedule.eos)
+    def read(self, batch: Batch, logits: Float[Tensor, "B W V"], tokens: Int[Tensor, "B L"], rows: Rows) -> Prediction:
+        """What the logits of a batch's span propose, where its rows hold these tokens and their counters stand so."""
+        canvas, index, span, width = self.schedule.canvas, batch.index, batch.span, batch.span.columns.shape[1]
+        key, plan = Key(self.settings.noise_seed, rows.key), batch.plan
+        propose = Proposer(self.settings, self.never_proposed, self.schedule.eos)
+        proposal = propose(logits[:, :width], span.columns, key)
+        shadow = None
+        if self.needs.shadows:
+            current = tokens.gather(1, batch.scope.columns)[..., None]
+            shadow = logits[:, width:].to(proposal.confidence.dtype).softmax(-1).gather(-1, current).squeeze(-1)
+            if batch.place is not None:
+                shadow = shadow.masked_fill(~batch.scope.valid, 0.0)
+                shadow = torch.zeros_like(proposal.confidence).scatter_add(1, batch.place, shadow)
+        recall = Recall(
+            self.memory, index, len(self.schedule.slots), rows.block_step == 0, plan.place[index], plan.wanted
+        )
         return Prediction(
-            **vars(propose(logits, span.columns, key)),
+            **vars(proposal),
             span=span,
             mask_id=canvas.mask_id,
             current=tokens.gather(1, span.columns),
             open=canvas.open[index].gather(1, span.columns),
-            block=plan.block[index].mask(canvas.tokens.shape[1]).gather(1, span.columns),
+            block=rows.in_block(span.columns),
             answer_start=canvas.prompt_lengths[index],
             step=rows.step,
             steps=rows.steps,
@@ -330,27 +294,24 @@ class Run:
             block_steps=rows.block_steps,
             quota=rows.quota,
             key=key,
-            recall=Recall(
-                self.memory, index, len(schedule.slots), rows.block_step == 0, plan.place[index], plan.wanted
-            ),
+            recall=recall,
             propose=propose,
+            shadow=shadow,
         )
 
-    def choose(
-        self, p: Prediction, place: Int[Tensor, "B W"] | None, scope: Span, index: Int[Tensor, " B"]
-    ) -> tuple[Int[Tensor, "B W2"], Int[Tensor, " B"]]:
-        """Ask the sampler for the next tokens of what is predicted, and end rows at a predicted end of text.
+    def choose(self, batch: Batch, p: Prediction) -> tuple[Int[Tensor, "B W"], Int[Tensor, " B"]]:
+        """Ask the sampler for the next tokens of the span, and end rows at a predicted end of text.
 
         The second result is how long the rows are then.
         """
-        canvas, eotp = self.schedule.canvas, self.settings.eotp
+        canvas, eotp, index = self.schedule.canvas, self.settings.eotp, batch.index
         lengths = canvas.lengths[index]
-        if place is None:
+        if batch.place is None:
             after = self.sampler(p)
         else:  # more is predicted than the sampler asked for
-            part = p.of_columns(place, scope)
-            change = (self.sampler(part) - part.current).masked_fill_(~scope.valid, 0)
-            after = p.current.scatter_add(1, place, change)
+            part = p.of_columns(batch.place, batch.scope)
+            change = (self.sampler(part) - part.current).masked_fill_(~batch.scope.valid, 0)
+            after = p.current.scatter_add(1, batch.place, change)
         if eotp is not None:
             ends = p.undecided & torch.isin(p.tokens, self.schedule.eos) & (p.confidence >= eotp)
             ends &= p.span.columns >= canvas.free_from[index][:, None]
@@ -361,36 +322,39 @@ class Run:
             after = torch.where(p.span.columns > last[:, None], self.schedule.fill, after)
         return after, lengths
 
-    def commit(
-        self, every: Prediction, place: Int[Tensor, "B W"] | None, plan: Plan, rows: list[int], index: Int[Tensor, " B"]
-    ) -> Step:
-        """Write what the sampler chooses into the canvas, draft the next steps, and tell the observers.
+    def commit(self, batch: Batch, logits: Float[Tensor, "B N W V"]) -> Step:
+        """Write what the sampler chooses into the canvas, draft the next steps, and tell the observers."""
+        schedule, canvas, index = self.schedule, self.schedule.canvas, batch.index
+        each = torch.arange(len(index), device=index.device)
 
-        every: the predictions of all drafts, those of a row together.
-        """
-        schedule, canvas, scope = self.schedule, self.schedule.canvas, plan.scope[index]
+        def read(at: Int[Tensor, " B"], rows: Rows) -> Prediction:
+            if batch.n == 1:
+                return self.read(batch, logits[:, 0], batch.drafts[:, 0], rows)
+            return self.read(batch, logits[each, at], batch.drafts[each, at], rows)
+
         made = decide(
-            every,
-            lambda p: self.choose(p, place, scope, index),
+            read,
+            lambda p: self.choose(batch, p),
+            batch.drafts.gather(2, batch.span.columns[:, None].expand(-1, batch.n, -1)),
             schedule.rows[index],
-            plan.drafted[index],
+            batch.plan.n_drafts[index],
             self.drafts.beyond[index],
             canvas.lengths[index],
             self.needs.subset,
         )
         p = made.p
-        schedule.rows.broken[index] |= (p.confidence.isnan() & p.span.valid).any(1)
+        schedule.rows.broken[index] |= made.broken
         canvas.write(index, p.span, made.before, made.after)
         canvas.lengths[index] = made.lengths
-        for row in rows:
-            left = schedule.budget[row] if self.needs.revoking else plan.undecided[row]
+        for row in batch.rows:
+            left = schedule.budget[row] if self.needs.revoking else batch.plan.undecided[row]
             schedule.budget[row] = left - 1
         if self.n_drafts == 1:
             schedule.rows.step[index] += 1
             schedule.rows.block_step[index] += 1
         else:
-            self.look_ahead(made, place, scope, index)
-        requests, seconds = [schedule.slots[row] for row in rows], time.perf_counter() - self.began
+            self.look_ahead(batch, made)
+        requests, seconds = [schedule.slots[row] for row in batch.rows], time.perf_counter() - self.began
         step = Step(self.forwards - 1, requests, p.span, made.before, made.after, made.confidence, seconds, p.mask_id)
         for observer in self.observers:
             observer(step)
@@ -398,20 +362,18 @@ class Run:
             self.hooks.see_tokens(schedule.rows.step[index] - 1, canvas, index, p.logits)
         return step
 
-    def look_ahead(
-        self, made: Decision, place: Int[Tensor, "B W"] | None, scope: Span, index: Int[Tensor, " B"]
-    ) -> None:
+    def look_ahead(self, batch: Batch, made: Decision) -> None:
         """Note the steps that were taken, and draft the next ones."""
-        schedule, p, current = self.schedule, made.p, made.after
+        rows, p, current = self.schedule.rows, made.p, made.after
         for state in self.states:
-            state.skip(index, made.rows.step - schedule.rows.step[index])
+            state.skip(batch.index, made.rows.step - rows.step[batch.index])
         left = ((current == p.mask_id) & p.masked).any(1)
         now = made.rows.ahead(1).into_next(~left)
-        schedule.rows.put(index, now)
-        if place is not None:
-            p, current = p.of_columns(place, scope), current.gather(1, place)
-        n = self.pace.drafts if self.pace else self.n_drafts
-        self.drafts.make(self.sampler, p, current, now, schedule.canvas, index, n)
+        rows.put(batch.index, now)
+        if batch.place is not None:
+            p, current = p.of_columns(batch.place, batch.scope), current.gather(1, batch.place)
+        n = min(self.pace.drafts, self.n_drafts) if self.pace else self.n_drafts
+        self.drafts.make(self.sampler, p, current, now, self.schedule.canvas, batch.index, n)
 
     def computed(self) -> list[int]:
         """Columns that each request computed in every layer; those in some layers count by their share, rounded."""

@@ -7,6 +7,8 @@ measured times in place of an assumed price.
 
 from collections.abc import Sequence
 
+from dllm.plan import Plan
+
 MOST = 8
 TRIED = (2, 4, 1, 8)
 """Numbers of drafts that the first steps try, so that times of different widths are known."""
@@ -25,16 +27,20 @@ class Pace:
         """By depth: drafts that came true, and those that were reached."""
         self.sums = [0.0] * 5
         """Of 1, columns, columns², seconds, columns · seconds, over faded steps."""
-        self.each = 0
-        """Columns of one draft of every row, in the last step."""
+        self.each = 0.0
+        """Columns that one draft of all rows adds to a forward, in the last step."""
 
-    def observe(self, drafts: Sequence[int], more: Sequence[int], each: int, columns: int, seconds: float) -> None:
-        """A step without a refresh: of every row, how many drafts it had and how many of them came true.
+    def observe(self, plan: Plan, more: Sequence[int], forwards: int, seconds: float) -> None:
+        """What came of a plan: of every row, how many drafts came true; how many forwards it took, and how long.
 
-        each: columns that one draft of every row computes; columns: computed in all.
+        A refresh tells nothing of what the steps after it cost.
         """
-        self.steps, self.each = self.steps + 1, each
-        for had, true in zip(drafts, more, strict=True):
+        if plan.counts != plan.step_counts:
+            return
+        self.steps += 1
+        self.each = sum(plan.step_counts) / forwards
+        columns, seconds = sum(map(plan.work, range(len(more)))) / forwards, seconds / forwards
+        for had, true in zip(plan.drafts, more, strict=True):
             for depth in range(min(had - 1, true + 1)):
                 self.hits[depth] = FADE * self.hits[depth] + (depth < true)
                 self.trials[depth] = FADE * self.trials[depth] + 1

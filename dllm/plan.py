@@ -1,4 +1,4 @@
-"""What the next forwards compute."""
+"""What the next forwards compute: a plan of all rows in flight, and batches of those that run together."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,18 @@ from dllm.canvas import Span
 
 @dataclass(frozen=True)
 class Plan:
-    """What the next forwards compute, of all rows in flight. The lists have an entry for every row."""
+    """What each row in flight computes next. The lists have an entry for every row."""
 
-    block: Span
     scope: Span
     """What is predicted for the sampler."""
+    place: Int[Tensor, "R W"]
+    """Where its columns stand in what the sampler wanted, of which a cache may leave some out; `wanted` at padding."""
+    wanted: int
+    """How many columns the sampler wanted."""
     window: Span
     columns: Bool[Tensor, "R L"]
     counts: list[int]
-    """How many columns of each row."""
+    """How many columns of each row are computed."""
     lengths: list[int]
     """How many columns each row has."""
     starts: list[int]
@@ -33,46 +36,80 @@ class Plan:
     """How many columns the scope of each row has."""
     drafts: list[int]
     """How many drafts of each row are computed, the canvas itself included."""
-    drafted: Int[Tensor, " R"]
+    n_drafts: Int[Tensor, " R"]
     """The same on the device."""
-    again: Bool[Tensor, "R L"]
-    """The columns that a further draft of each row computes."""
-    again_counts: list[int]
+    step_columns: Bool[Tensor, "R L"]
+    """The columns of a step that is no refresh, which every draft but the canvas computes."""
+    step_counts: list[int]
     """How many these are."""
-
-    place: Int[Tensor, "R W"]
-    """Where the scope's columns stand in what the sampler wanted, of which a cache may have left some out; `wanted` at
-    padding."""
-    wanted: int
-    """How many columns the sampler wanted."""
-
-    @property
-    def refreshed(self) -> bool:
-        """Whether a row computes more than a step of its block must."""
-        return any(count != again for count, again in zip(self.counts, self.again_counts, strict=True))
 
     def work(self, row: int) -> int:
         """The columns of a row that are computed, all drafts together."""
-        return self.counts[row] + (self.drafts[row] - 1) * self.again_counts[row]
+        return self.counts[row] + (self.drafts[row] - 1) * self.step_counts[row]
 
-    def span(
-        self, rows: list[int], index: Int[Tensor, " B"], stop: Int[Tensor, " B"], whole: bool
-    ) -> tuple[Span, Int[Tensor, "B W"] | None]:
-        """The columns to predict in some rows, and where the scope's stand among them if these are more.
+    def batch(
+        self,
+        rows: list[int],
+        index: Int[Tensor, " B"],
+        drafts: Int[Tensor, "B N L"],
+        stop: Int[Tensor, " B"],
+        whole: bool,
+    ) -> "Batch":
+        """The forward of some rows. index: the same on the device. stop: where each ends. whole: predict all columns.
 
-        A row that computes all to its end anyway is predicted to its end, if an end of text may cut it short. rows: on
-        the host, index: the same on the device. stop: where each of them ends. whole: predict all columns.
+        A row that computes all to its end anyway is predicted to its end, if an end of text may cut it short.
         """
-        scope = self.scope[index]
+        scope, place = self.scope[index], None
+        span = scope
         if whole:
-            return Span.between(torch.zeros_like(index), stop, max(self.lengths[row] for row in rows)), scope.columns
-        if not any(self.to_the_end[row] for row in rows):
-            return scope, None
-        n = scope.columns.shape[1]
-        width = max(n, *(self.lengths[row] - self.starts[row] for row in rows if self.to_the_end[row]))
-        far = torch.tensor([[bool(self.to_the_end[row])] for row in rows], device=index.device)
-        place = torch.arange(width, device=index.device)
-        near = Span(scope.columns[:, place.clamp(max=n - 1)], F.pad(scope.valid, (0, width - n)))
-        ahead = Span.between(self.block.columns[index, 0], stop, width)
-        span = Span(torch.where(far, ahead.columns, near.columns), torch.where(far, ahead.valid, near.valid))
-        return span, torch.where(far, scope.columns - ahead.columns[:, :1], place[:n])
+            span, place = (
+                Span.between(torch.zeros_like(index), stop, max(self.lengths[row] for row in rows)),
+                scope.columns,
+            )
+        elif any(self.to_the_end[row] for row in rows):
+            n = scope.columns.shape[1]
+            width = max(n, *(self.lengths[row] - self.starts[row] for row in rows if self.to_the_end[row]))
+            far = torch.tensor([[bool(self.to_the_end[row])] for row in rows], device=index.device)
+            begin = torch.tensor([self.starts[row] for row in rows], device=index.device)
+            near, column = Span(*self.widened(scope, width)), torch.arange(n, device=index.device)
+            ahead = Span.between(begin, stop, width)
+            span = Span(torch.where(far, ahead.columns, near.columns), torch.where(far, ahead.valid, near.valid))
+            place = torch.where(far, scope.columns - begin[:, None], column)
+        return Batch(self, rows, index, drafts, scope, span, place)
+
+    @staticmethod
+    def widened(span: Span, width: int) -> tuple[Tensor, Tensor]:
+        """A span's columns and validity, padded to a width."""
+        n = span.columns.shape[1]
+        place = torch.arange(width, device=span.columns.device).clamp(max=n - 1)
+        return span.columns[:, place], F.pad(span.valid, (0, width - n))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows in flight that one forward computes together."""
+
+    plan: Plan
+    rows: list[int]
+    index: Int[Tensor, " B"]
+    """The rows, on the device."""
+    drafts: Int[Tensor, "B N L"]
+    """The canvas of each row, and behind it its drafts; those that a row does not have hold anything."""
+    scope: Span
+    span: Span
+    """What is predicted: the scope, or more."""
+    place: Int[Tensor, "B W"] | None
+    """Where the scope's columns stand in the span, if that is more."""
+
+    @property
+    def n(self) -> int:
+        """Drafts of a row, the canvas itself included."""
+        return self.drafts.shape[1]
+
+    @property
+    def counts(self) -> list[int]:
+        return [self.plan.counts[row] for row in self.rows]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [self.plan.lengths[row] for row in self.rows]

@@ -82,6 +82,10 @@ class Rows:
             next_steps=self.next_steps.masked_fill(where, 0),
         )
 
+    def in_block(self, columns: Int[Tensor, "R W"]) -> Bool[Tensor, "R W"]:
+        """True at the columns of the present block."""
+        return (columns >= self.block_start[:, None]) & (columns < self.block_stop[:, None])
+
     def put(self, index: Int[Tensor, " B"], rows: "Rows") -> None:
         """Put other counters in the place of some rows'."""
         for f in fields(self):
@@ -112,9 +116,9 @@ class Position:
     done: Bool[Tensor, " R"]
     """Rows with nothing left to decide."""
     two_blocks: Span
-    """The block and the one behind it."""
+    """With `eager`, the block and the one behind it."""
     behind: Int[Tensor, " R"]
-    """Masked columns in the latter."""
+    """With `eager`, masked columns in the latter."""
 
 
 class Schedule:
@@ -175,12 +179,13 @@ class Schedule:
         stop = (start + block_length).minimum(canvas.lengths)
         block = Span.between(start, stop, min(block_length, canvas.answer_width))
         masked = ((canvas.read(block) == canvas.mask_id) & block.valid).sum(1)
+        at = Position(block, start != self.rows.block_start, masked, undecided.sum(1), done, block, masked)
+        if not self.settings.eager:
+            return at
         end = (start + 2 * block_length).minimum(canvas.lengths)
         two_blocks = Span.between(start, end, min(2 * block_length, canvas.answer_width))
         both = (undecided & (canvas.columns < end[:, None]) & (canvas.columns >= start[:, None])).sum(1)
-        return Position(
-            block, start != self.rows.block_start, masked, undecided.sum(1), done, two_blocks, both - masked
-        )
+        return replace(at, two_blocks=two_blocks, behind=both - masked)
 
     def enter(self, slot: int, start: int, masked: int) -> None:
         """A row has come to the block at column `start`."""

@@ -53,6 +53,7 @@ def plain(run: Run) -> Run:
         seed=run.settings.noise_seed,
         steps=None,
         eotp=None,
+        eager=False,
         drafts=1,
         block_length=run.schedule.block_length,
     )

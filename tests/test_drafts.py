@@ -13,7 +13,9 @@ from dllm import DllmError, Trace, generate, stream
 from dllm.cache import CACHES
 from dllm.cache import make as make_cache
 from dllm.drafts import follow
-from dllm.samplers import Threshold, make
+from dllm.forward import forward
+from dllm.plan import Batch
+from dllm.samplers import Needs, Static, Threshold, make
 
 MODELS = {
     "full": {},
@@ -143,37 +145,39 @@ def test_a_row_with_drafts_does_not_depend_on_its_batch(tiny):
 
 
 @pytest.mark.parametrize("n", [2, 8])
-def test_drafts_of_one_forward_are_not_seen_by_each_other(tiny, n):
+def test_drafts_of_one_forward_are_not_seen_by_each_other(tiny, monkeypatch, n):
     """The logits of every draft are those of a forward of its own, on a store that holds the rest."""
     model, seen = tiny(attention="block", block_length=4, logits_shift=1), []
     run = stream(model, cases.PROMPTS, "random", "dual", drafts=n, seed=0, **cases.SHAPE)
-    forward = run.forward
 
-    def spy(state, drafts, span, plan, rows, index, whole):
-        got = forward(state, drafts, span, plan, rows, index, whole).unflatten(0, (len(rows), -1))
+    def spy(model, state, batch, shadow=None):
+        got, repaired = forward(model, state, batch, shadow)
         after = state.keys, state.values, state.anchor, state.age
-        for i, row in enumerate(rows):
+        plan = replace(batch.plan, columns=batch.plan.step_columns, counts=batch.plan.step_counts)
+        for i, row in enumerate(batch.rows):
             for draft in range(1, plan.drafts[row]):
                 # Draft 0 refreshes what is due; the next step then finds its keys and values.
                 state.keys, state.values = ([k.clone() for k in part] for part in after[:2])
                 state.anchor, state.age = after[2].clone(), after[3].clone()
-                alone = replace(plan, columns=plan.again, counts=plan.again_counts)
-                one = drafts[i : i + 1, draft : draft + 1]
-                want = forward(state, one, span[torch.tensor([i])], alone, [row], index[i : i + 1], whole)
-                valid = span.valid[i]
-                torch.testing.assert_close(got[i, draft][valid], want[0][valid])
+                one = batch.drafts[i : i + 1, draft : draft + 1]
+                alone = Batch(
+                    plan, [row], batch.index[[i]], one, *(s[torch.tensor([i])] for s in (batch.scope, batch.span)), None
+                )
+                want, _ = forward(model, state, alone)
+                torch.testing.assert_close(got[i, draft], want[0, 0])
                 seen.append(draft)
         state.keys, state.values, state.anchor, state.age = after
-        return got.flatten(0, 1)
+        return got, repaired
 
-    run.forward = spy
+    monkeypatch.setattr("dllm.engine.forward", spy)
     for _ in run:
         pass
     assert max(seen) == min(n, 3) - 1  # after the first forward a block of four has three masks left
 
 
-def test_the_store_is_not_copied_for_drafts(tiny):
-    """All keys and values that a forward of 8 drafts touches are at most a quarter more than those of one."""
+def test_drafts_share_the_store_of_their_row(tiny):
+    """What is stored, and the keys and values of one layer with those of 8 drafts, are at most a quarter more than
+    without drafts: the store stands once, and a layer's is copied for the time of the layer."""
     model, peak = tiny(max_length=2048, n_layers=8, dtype=torch.float32), []
     for n in (1, 8):
         most = [0]
@@ -196,14 +200,41 @@ def test_the_store_is_not_copied_for_drafts(tiny):
     assert peak[0] < peak[1] <= 1.25 * peak[0]
 
 
-def at_most(drafts, after, at=0, there=None, subset=False):
+@pytest.mark.parametrize(
+    ("steps", "seed", "temperature"), [(6, 25, 0.0), (5, 54, 0.8)], ids=["greedy", "at a temperature"]
+)
+def test_an_end_of_text_changes_what_was_planned_of_the_next_block(tiny, steps, seed, temperature):
+    ask = {"gen_length": 16, "block_length": 4, "eotp": 0.05, "steps": steps, "seed": seed, "temperature": temperature}
+    plain, eager = (
+        generate(tiny(seed=2, sharpness=2.0), cases.PROMPTS, "random", "none", **ask, **kind)
+        for kind in ({}, {"drafts": 4, "eager": True})
+    )
+    assert torch.equal(plain.tokens, eager.tokens) and (eager.nfe <= plain.nfe).all()
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_rows_with_and_without_drafts_share_forwards_where_nothing_is_stored(model, batch_size):
+    ask = {"gen_length": 24, "block_length": 8, "eos_early_stop": False, "batch_size": batch_size}
+    plain, drafted = (
+        generate(model, cases.PROMPTS, "threshold:threshold=0.7", "none", drafts=d, **ask) for d in (1, 8)
+    )
+    assert drafted.forwards <= plain.forwards
+
+
+def test_more_drafts_than_masks_in_a_block_are_not_made(model):
+    ask = {"gen_length": 24, "block_length": 4, "eos_early_stop": False}
+    four, many = (generate(model, cases.PROMPTS, "random", "dual", drafts=d, seed=0, **ask) for d in (4, 300))
+    assert torch.equal(four.nfe, many.nfe) and torch.equal(four.drafted, many.drafted)
+    assert stream(model, [3], "random", "dual", drafts=300, **ask).drafts.tokens.shape[1] == 3
+
+
+def at_most(drafts, after, at=0, count=None, subset=False):
     """Which draft comes true; 9 is a mask."""
     drafts, n = torch.tensor([drafts]), len(drafts)
     p = cases.example([0.5] * len(after), decided=[])
     p = p.seen_from(drafts[:, at])
     object.__setattr__(p, "mask_id", 9)
-    there = torch.tensor([[True] * n if there is None else there])
-    return int(follow(drafts, torch.tensor([after]), torch.tensor([at]), there, p, subset))
+    return int(follow(drafts, torch.tensor([after]), torch.tensor([at]), torch.tensor([count or n]), p, subset))
 
 
 def test_a_draft_comes_true_when_it_shows_what_was_chosen():
@@ -211,7 +242,7 @@ def test_a_draft_comes_true_when_it_shows_what_was_chosen():
     assert at_most(chain, [1, 9, 9]) == 1 and at_most(chain, [1, 2, 9]) == 2  # two tokens at once
     assert at_most(chain, [1, 2, 9], at=1) == 2 and at_most(chain, [1, 2, 9], at=2) == -1
     assert at_most(chain, [1, 9, 3]) == -1 and at_most(chain, [1, 2, 3]) == -1
-    assert at_most(chain, [1, 9, 9], there=[True, False, False]) == -1
+    assert at_most(chain, [1, 9, 9], count=1) == -1
 
 
 def test_with_subset_the_last_draft_that_is_confirmed_comes_true():
@@ -266,6 +297,26 @@ def test_a_cache_that_cannot_branch_is_refused(model, cache):
         generate(model, [3], "random", cache, drafts=2, gen_length=4)
 
 
+def test_a_sampler_that_needs_shadows_is_refused(model):
+    class Shadowed(Static):
+        def needs(self):
+            return Needs(shadows=True)
+
+    with pytest.raises(DllmError, match=r"needs shadow rows, which drafts do not have; give drafts=1"):
+        generate(model, [3], Shadowed(), drafts=2, gen_length=4)
+
+
+def test_a_sampler_that_keeps_something_unannounced_is_stopped(model):
+    class Remembers(Static):
+        def __call__(self, p):
+            p.recall.set("step", p.recall.get("step", p.step, 0) + 1)
+            return super().__call__(p)
+
+    generate(model, [3], Remembers(), gen_length=4)
+    with pytest.raises(DllmError, match=r"that keeps something must say needs\(\)\.memory"):
+        generate(model, [3], Remembers(), drafts=2, gen_length=4)
+
+
 def test_hooks_are_refused(model):
     with pytest.raises(DllmError, match="hooks see every step, of which drafts=2 takes several"):
         generate(model, [3], "static", "none", drafts=2, gen_length=4, tokens_hook=lambda _step, x, _logits: x)
@@ -276,7 +327,7 @@ def test_a_cache_without_a_rule_for_drafts_says_so():
     from dllm.cache import Cache
 
     with pytest.raises(NotImplementedError, match="Cache does not say which columns a draft computes"):
-        Cache().repeated(None, None)
+        Cache().step_columns(None, None)
 
 
 def test_nan_in_a_draft_is_an_error_too(tiny):

@@ -1,8 +1,9 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
 api, compat, infill, verify, loading, cli, evaluate ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, plan, drafts, pace, propose, hooks, trace, spec
-drafts ──► samplers, schedule, canvas      plan ──► canvas                        pace ──► nothing
+engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks, trace, spec
+drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
+plan ──► canvas                            pace ──► plan
 schedule ──► samplers, canvas, generation, settings, spec        propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
 hooks ──► canvas
@@ -21,7 +22,7 @@ from dllm.cache import CACHES
 from dllm.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "pace": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set()}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -31,6 +32,8 @@ MAY_IMPORT = {
     "generation": {"spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
     "plan": {"canvas"},
+    "pace": {"plan"},
+    "forward": {"cache", "canvas", "plan", "spec"},
     "drafts": {"canvas", "samplers", "schedule"},
     "propose": {"samplers", "noise", "settings"},
     "schedule": {"canvas", "generation", "samplers", "settings", "spec"},
@@ -38,7 +41,20 @@ MAY_IMPORT = {
     "cache": {"canvas", "spec", "options", "errors"},
     "models": {"canvas", "spec", "errors"},
     "engine": {
-        *("cache", "samplers", "canvas", "drafts", "errors", "generation", "hooks", "noise", "pace", "plan", "propose"),
+        *(
+            "cache",
+            "samplers",
+            "canvas",
+            "drafts",
+            "errors",
+            "forward",
+            "generation",
+            "hooks",
+            "noise",
+            "pace",
+            "plan",
+            "propose",
+        ),
         *("schedule", "settings", "spec", "trace"),
     },
 }

@@ -5,6 +5,15 @@ import pytest
 from dllm.pace import AGAIN, MOST, TRIED, Pace
 
 
+def plan(drafts, each, refreshed=0):
+    """A plan of rows with so many drafts of so many columns."""
+    from dllm.plan import Plan
+
+    made = object.__new__(Plan)
+    vars(made).update(drafts=drafts, step_counts=[each] * len(drafts), counts=[each + refreshed] * len(drafts))
+    return made
+
+
 def measured(cost, true, steps=200, each=32, rows=4):
     """A pace after steps that cost cost(columns) seconds, and whose drafts come true to this depth; and its choices."""
     pace, chosen = Pace(), []
@@ -12,7 +21,7 @@ def measured(cost, true, steps=200, each=32, rows=4):
         n = pace.drafts
         chosen.append(n)
         more = [min(n - 1, true)] * rows
-        pace.observe([n] * rows, more, rows * each, rows * each * n, cost(rows * each * n))
+        pace.observe(plan([n] * rows, each), more, 1, cost(rows * each * n))
     return pace, chosen
 
 
@@ -45,7 +54,7 @@ def test_what_was_measured_long_ago_is_forgotten():
     pace, _ = measured(lambda columns: 1e-4 * columns, 0)
     for _ in range(200):
         n = pace.drafts
-        pace.observe([n], [n - 1], 32, 32 * n, 0.01)
+        pace.observe(plan([n], 32), [n - 1], 1, 0.01)
     assert pace.drafts > 4
 
 
@@ -65,3 +74,18 @@ def test_expected_steps_grow_with_the_drafts_and_stay_below_their_number():
     steps = [pace.steps_of(n) for n in range(1, MOST + 1)]
     assert steps[0] == 1 and steps == sorted(steps) and all(e <= n for n, e in enumerate(steps, 1))
     assert 2.9 < steps[2] <= 3 and steps[-1] < 4
+
+
+def test_a_refresh_tells_nothing_of_the_steps_after_it():
+    pace, _ = measured(lambda columns: 1e-4 * columns, 1)
+    cost = pace.cost
+    pace.observe(plan([2], 32, refreshed=100), [1], 1, 50.0)
+    assert pace.cost == cost
+
+
+def test_the_cost_is_that_of_one_of_several_forwards():
+    pace = Pace()
+    for _ in range(20):
+        n = pace.drafts
+        pace.observe(plan([n] * 4, 32), [0] * 4, 2, 2 * (0.5 + 0.002 * 64 * n))
+    assert pace.cost == (pytest.approx(0.5), pytest.approx(0.002)) and pace.each == 64

@@ -17,6 +17,7 @@ def test_static_decoding_without_a_cache_verifies_itself(model):
 def test_drafts_are_lossless_and_a_low_threshold_is_not(tiny, temperature):
     model, ask = tiny(seed=3), {**ASK, "temperature": temperature}
     assert verify(model, cases.PROMPTS, "freedave", "none", **ask).equal == 4
+    assert verify(model, cases.PROMPTS, "static", "none", drafts=4, eager=True, **ask).equal == 4
     assert verify(model, cases.PROMPTS, "threshold:threshold=0.1", "dual", **ask).equal < 4
 
 

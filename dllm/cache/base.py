@@ -150,11 +150,11 @@ class Cache:
         """True at the columns whose stored K/V must not be used. Columns beyond a row's length do not matter."""
         raise NotImplementedError(f"{type(self).__name__} does not say which rows are stale.")
 
-    def repeated(self, state: "CacheState", window: Span) -> Bool[Tensor, "R L"]:
+    def step_columns(self, state: "CacheState", window: Span) -> Bool[Tensor, "R L"]:
         """The columns that a step of a block computes which is no refresh; asked of a cache that has drafts."""
         raise NotImplementedError(f"{type(self).__name__} does not say which columns a draft computes.")
 
-    def repeats(self, state: "CacheState", full: Bool[Tensor, " R"]) -> Int[Tensor, " R"]:
+    def steps_before_refresh(self, state: "CacheState", full: Bool[Tensor, " R"]) -> Int[Tensor, " R"]:
         """How many such steps may follow each row's next one before a refresh is due. full: rows whose next is one."""
         return torch.full_like(state.canvas.lengths, state.canvas.tokens.shape[1])
 

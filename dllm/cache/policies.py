@@ -49,7 +49,7 @@ class NoCache(Cache):
     def drafts(self) -> bool:
         return True
 
-    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+    def step_columns(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         return state.canvas.exists
 
 
@@ -66,9 +66,9 @@ class Refreshed(Cache):
                 f"refresh={self.refresh!r} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
             )
 
-    def repeats(self, state: CacheState, full: Bool[Tensor, " R"]) -> Int[Tensor, " R"]:
+    def steps_before_refresh(self, state: CacheState, full: Bool[Tensor, " R"]) -> Int[Tensor, " R"]:
         if self.refresh is None:
-            return super().repeats(state, full)
+            return super().steps_before_refresh(state, full)
         return (self.refresh - 1 - state.age.masked_fill(full, 0)).clamp(min=0)
 
 
@@ -81,9 +81,9 @@ class PrefixCache(Refreshed):
         return True
 
     def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
-        return state.due(self.refresh) | self.repeated(state, window)
+        return state.due(self.refresh) | self.step_columns(state, window)
 
-    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+    def step_columns(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         return (state.canvas.columns >= window.columns[:, :1]) & state.canvas.exists
 
 
@@ -103,9 +103,9 @@ class VicinityCache(Refreshed):
         return True
 
     def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
-        return state.due(self.refresh) | self.repeated(state, window)
+        return state.due(self.refresh) | self.step_columns(state, window)
 
-    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+    def step_columns(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         column = state.canvas.columns
         near = (column >= window.columns[:, :1] - self.look) & (column <= window.columns[:, -1:] + self.look)
         return near & state.canvas.exists
@@ -128,5 +128,5 @@ class DualCache(Refreshed):
     def drafts(self) -> bool:
         return not self.skip_decoded
 
-    def repeated(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+    def step_columns(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         return window.mask(state.canvas.tokens.shape[1])

@@ -44,7 +44,8 @@ class Memory:
 class Recall:
     """The part of a memory that belongs to the rows of a prediction."""
 
-    memory: Memory
+    memory: Memory | None
+    """None in a run with drafts, whose steps may turn out never to have been."""
     rows: Int[Tensor, " B"]
     n_rows: int
     """Rows in flight."""
@@ -55,8 +56,12 @@ class Recall:
     width: int
     """Columns of the sampler's scope."""
 
-    def of_rows(self, rows: Int[Tensor, " B2"]) -> "Recall":
-        return replace(self, rows=self.rows[rows], fresh=self.fresh[rows], place=self.place[rows])
+    @property
+    def kept(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Raises DllmError with drafts."""
+        if self.memory is None:
+            raise DllmError("a sampler that keeps something must say needs().memory, as no step of it can be drafted.")
+        return self.memory.kept
 
     def at(self, like: Tensor) -> tuple[Tensor, ...]:
         """Where something of shape (B,), or (B, W, ...) with an entry for each column, is kept."""
@@ -64,19 +69,19 @@ class Recall:
 
     def get(self, name: str, like: Tensor, default: int | float) -> Tensor:
         """What was kept under this name, shaped as `like`, (B,) or (B, W, ...); the default where nothing was."""
-        if name not in self.memory.kept:
+        if name not in self.kept:
             return torch.full_like(like, default)
-        value, known = (part[self.at(like)] for part in self.memory.kept[name])
+        value, known = (part[self.at(like)] for part in self.kept[name])
         known &= ~(self.fresh[:, None] if like.ndim > 1 else self.fresh)
         return value.masked_fill_(~known.view(*known.shape, *[1] * (value.ndim - known.ndim)), default)
 
     def set(self, name: str, value: Tensor) -> None:
         """Keep a value of shape (B,), or (B, W, ...) by column, for the rows' next steps."""
-        if name not in self.memory.kept:
+        if name not in self.kept:
             places = (self.n_rows, self.width + 1)[: min(value.ndim, 2)]  # the last is padding's
             made = value.new_zeros(*places, *value.shape[2:])
-            self.memory.kept[name] = made, torch.zeros(places, dtype=torch.bool, device=value.device)
-        kept, known = self.memory.kept[name]
+            self.kept[name] = made, torch.zeros(places, dtype=torch.bool, device=value.device)
+        kept, known = self.kept[name]
         known[self.rows] &= ~(self.fresh[:, None] if value.ndim > 1 else self.fresh)
         kept[self.at(value)], known[self.at(value)] = value, True
 
@@ -118,6 +123,11 @@ class Prediction(Proposal):
         """True where the span is still to be decided."""
         return (self.current == self.mask_id) & self.open & self.span.valid
 
+    @property
+    def broken(self) -> Bool[Tensor, " B"]:
+        """Rows for which the model returned NaN."""
+        return (self.confidence.isnan() & self.span.valid).any(1)
+
     @cached_property
     def masked(self) -> Bool[Tensor, "B W"]:
         """True where the present block is still to be decided: what may be revealed now."""
@@ -157,14 +167,6 @@ class Prediction(Proposal):
         """The same prediction with these logits instead of the model's."""
         proposal = self.propose(logits, self.span.columns, self.key)
         return replace(self, **{f.name: getattr(proposal, f.name) for f in fields(Proposal)})
-
-    def of_rows(self, rows: Int[Tensor, " B2"]) -> "Prediction":
-        """The prediction of these rows, in this order."""
-        parts: dict[str, Any] = {f.name: part[rows] for f in fields(self) if isinstance(part := getattr(self, f.name), Tensor)}
-        recall = self.recall.of_rows(rows)
-        return replace(
-            self, **parts, span=self.span[rows], key=Key(self.key.seed, self.key.requests[rows]), recall=recall
-        )
 
     def seen_from(self, current: Int[Tensor, "B W"], **where: Tensor) -> "Prediction":
         """The same prediction from further along: other tokens stand in the span. where: block and counters then."""

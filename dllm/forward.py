@@ -1,0 +1,81 @@
+"""One forward: how the drafts of some rows are laid out in it, and what a cache has computed again."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dllm.cache.base import CacheState, View
+from dllm.cache.side import draft_view, shadow_view
+from dllm.canvas import Span
+from dllm.plan import Batch
+from dllm.spec import Model
+
+Repaired = dict[int, int]
+"""Rows of which a cache found that all columns must be computed, and in how many layers."""
+
+
+def forward(
+    model: Model, state: CacheState, batch: Batch, shadow: int | None = None
+) -> tuple[Float[Tensor, "B N W V"], Repaired]:
+    """The logits of the batch's span in every draft.
+
+    shadow: a token that a shadow of every column of the scope holds; their logits then stand behind the span's.
+    """
+    if batch.n > 1:
+        return (side_by_side if state.keys else one_by_one)(model, state, batch)
+    plan = batch.plan
+    view = state.view(plan.columns, plan.window, batch.index, batch.counts, batch.lengths)
+    tokens, span = batch.drafts[:, 0], batch.span
+    if shadow is not None:
+        view = shadow_view(view, model.spec, batch.scope, batch.lengths, tokens.shape[1])
+        tokens = F.pad(tokens, (0, batch.scope.columns.shape[1]), value=shadow)
+        span = Span(*(torch.cat([getattr(part, n) for part in (span, batch.scope)], 1) for n in ("columns", "valid")))
+    logits, repaired = compute(model, tokens, view, span, batch)
+    return logits[:, None], repaired
+
+
+def compute(
+    model: Model, tokens: Int[Tensor, "B L"], view: View, span: Span, batch: Batch
+) -> tuple[Float[Tensor, "B W V"], Repaired]:
+    """The logits of a span, those of rows that a cache sends through some layers again included."""
+    logits = model(tokens, view, span)
+    repaired: Repaired = {}
+    for part, again, layers in view.repairs():
+        index = torch.tensor(part, device=tokens.device)
+        logits[index] = model(tokens[index], again, span[index])
+        repaired |= {batch.rows[place]: layers for place in part}
+    return logits, repaired
+
+
+def side_by_side(model: Model, state: CacheState, batch: Batch) -> tuple[Float[Tensor, "B N W V"], Repaired]:
+    """All drafts of a row in one sequence, so that what is stored is read once for all of them."""
+    plan, n = batch.plan, batch.n
+    view = state.view(plan.columns, plan.window, batch.index, batch.counts, batch.lengths)
+    columns = Span.where(plan.step_columns[batch.index], max(plan.step_counts[row] for row in batch.rows))
+    length = batch.drafts.shape[2]
+    view = draft_view(view, model.spec, columns, n - 1, batch.span, batch.lengths, length)
+    others = batch.drafts[:, 1:].gather(2, columns.columns[:, None].expand(-1, n - 1, -1))
+    tokens = torch.cat([batch.drafts[:, 0], others.flatten(1)], 1)
+    logits = model(tokens, view, Span(batch.span.columns.repeat(1, n), batch.span.valid.repeat(1, n)))
+    return logits.reshape(len(tokens), n, -1, logits.shape[-1]), {}
+
+
+def one_by_one(model: Model, state: CacheState, batch: Batch) -> tuple[Float[Tensor, "B N W V"], Repaired]:
+    """Each draft as a row of the batch: nothing is stored that they could share."""
+    plan, device = batch.plan, batch.index.device
+    own = [(i, draft) for i, row in enumerate(batch.rows) for draft in range(plan.drafts[row])]
+    row, draft = torch.tensor(own, device=device).unbind(1)
+    lengths = [plan.lengths[batch.rows[i]] for i, _ in own]
+    view = state.view(plan.columns, plan.window, batch.index[row], lengths, lengths)
+    logits = model(batch.drafts[row, draft], view, batch.span[row])
+    where = torch.zeros_like(batch.drafts[:, :, 0])
+    where[row, draft] = torch.arange(len(own), device=device)
+    return logits[where], {}
+
+
+def unconditional(batch: Batch, given: Int[Tensor, "B L"], mask_id: int) -> Batch:
+    """The batch with masks where something was given, as classifier-free guidance needs it."""
+    return replace(batch, drafts=batch.drafts.masked_fill(given[:, None], mask_id))
