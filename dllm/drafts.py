@@ -122,36 +122,35 @@ class Decision:
 
 def decide(
     read: Callable[[Int[Tensor, " B"], Rows], Prediction],
-    choose: Callable[[Prediction], tuple[Tensor, Tensor]],
+    choose: Callable[[Prediction], tuple[Tensor, Tensor, Tensor]],
     drafts: Int[Tensor, "B N W"],
     rows: Rows,
     n_drafts: Int[Tensor, " B"],
     beyond: Bool[Tensor, "B _"],
-    lengths: Int[Tensor, " B"],
     subset: bool,
 ) -> Decision:
     """What is chosen; and while a draft shows just that, what is chosen next, from that draft on.
 
-    read: the prediction of one draft of every row, at these counters. choose: the next tokens of its span, and how long
-    the rows are then. drafts: what stands in the span, of which `n_drafts` count. beyond: which of those behind the
-    canvas stand in the next block. lengths: how long the rows are. subset: as of `follow`.
+    read: the prediction of one draft of every row, at these counters. choose: the next tokens of its span, how long the
+    rows are then, and which of them ended at a predicted end of text. drafts: what stands in the span, of which
+    `n_drafts` count. beyond: which of those behind the canvas stand in the next block. subset: as of `follow`.
     """
     at = torch.zeros_like(n_drafts)
     p = read(at, rows)
-    after, ends = choose(p)
+    after, lengths, ended = choose(p)
     before, confidence, broken = p.current, p.confidence, p.broken
     for _ in range(drafts.shape[1] - 1):
         true = follow(drafts, after, at, n_drafts, p, subset)
-        came_true = (true >= 0) & (ends == lengths)  # a row that an end of text has cut is another row
+        came_true = (true >= 0) & ~ended  # no draft knows of a predicted end of text
         if at.device.type == "cpu" and not came_true.any():
             break
         at = torch.where(came_true, true, at)
         crossed = (at > 0) & beyond.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]
         rows = rows.ahead(came_true.long()).into_next(crossed)
         p = read(at, rows)
-        after, ends = choose(p)
+        after, lengths, ended = choose(p)
         confidence = torch.where(after == p.current, confidence, p.confidence)
         broken = broken | p.broken
-    # In a row that an end of text has cut, the next block is not what was planned.
-    rows = replace(rows, next_steps=rows.next_steps.masked_fill(ends < lengths, 0))
-    return Decision(p, before, after, confidence, ends, rows, broken)
+    # With an end of text that was written ahead, the next block is not what was planned.
+    rows = replace(rows, next_steps=rows.next_steps.masked_fill(ended, 0))
+    return Decision(p, before, after, confidence, lengths, rows, broken)

@@ -299,13 +299,13 @@ class Run:
             shadow=shadow,
         )
 
-    def choose(self, batch: Batch, p: Prediction) -> tuple[Int[Tensor, "B W"], Int[Tensor, " B"]]:
+    def choose(self, batch: Batch, p: Prediction) -> tuple[Int[Tensor, "B W"], Int[Tensor, " B"], Bool[Tensor, " B"]]:
         """Ask the sampler for the next tokens of the span, and end rows at a predicted end of text.
 
-        The second result is how long the rows are then.
+        The other results are how long the rows are then, and which of them were ended so.
         """
         canvas, eotp, index = self.schedule.canvas, self.settings.eotp, batch.index
-        lengths = canvas.lengths[index]
+        lengths, ended = canvas.lengths[index], torch.zeros_like(index, dtype=torch.bool)
         if batch.place is None:
             after = self.sampler(p)
         else:  # more is predicted than the sampler asked for
@@ -317,10 +317,10 @@ class Run:
             ends &= p.span.columns >= canvas.free_from[index][:, None]
             beyond = canvas.tokens.shape[1]
             last = torch.where(ends, p.span.columns, beyond).amin(1)
-            lengths = lengths.minimum(last + 1)
+            lengths, ended = lengths.minimum(last + 1), ends.any(1)
             after = torch.where(p.span.columns == last[:, None], p.tokens, after)
             after = torch.where(p.span.columns > last[:, None], self.schedule.fill, after)
-        return after, lengths
+        return after, lengths, ended
 
     def commit(self, batch: Batch, logits: Float[Tensor, "B N W V"]) -> Step:
         """Write what the sampler chooses into the canvas, draft the next steps, and tell the observers."""
@@ -339,7 +339,6 @@ class Run:
             schedule.rows[index],
             batch.plan.n_drafts[index],
             self.drafts.beyond[index],
-            canvas.lengths[index],
             self.needs.subset,
         )
         p = made.p
