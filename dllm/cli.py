@@ -81,9 +81,7 @@ def generate(options: Namespace) -> int:
         if trace_file:
             trace.to_json(trace_file, run, **used)
     if options.json:
-        verified = (
-            {"verified": {"equal": checked.equal, "first_difference": checked.first_difference}} if checked else {}
-        )
+        verified = checked.record() if checked else {}
         print(json.dumps(record(done) | verified | {"settings": used}))
     else:
         drawn = settings["temperature"] > 0 or run.sampler.needs().noise

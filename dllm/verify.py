@@ -30,6 +30,16 @@ class Verification:
         """How many answers are equal, token for token."""
         return self.first_difference.count(None)
 
+    @property
+    def share(self) -> float:
+        """The share of answers that are equal, 0 to 1."""
+        return self.equal / len(self.first_difference)
+
+    def record(self) -> dict[str, Any]:
+        """The comparison as JSON has it."""
+        found = {"equal": self.equal, "share": self.share, "first_difference": self.first_difference}
+        return {"verified": found | {"forwards": self.plain.forwards}}
+
     def __str__(self) -> str:
         found = [f"{i} at column {column}" for i, column in enumerate(self.first_difference, 1) if column is not None]
         told = f"{self.equal} of {len(self.first_difference)} answers equal those of one token a step without a cache"

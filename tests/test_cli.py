@@ -455,3 +455,27 @@ def test_constraints_stand_in_the_answer(ask, folder):
 @pytest.mark.parametrize("text", ["5", "x:y", "3:", ":a", "3:a|3:b", "-1:a"])
 def test_constraints_that_cannot_be_read_are_named(capsys, text):
     assert "is not COLUMN:TEXT" in refused(capsys, "generate", "x", "--constraints=" + text)
+
+
+def test_verify_tells_what_differs_from_one_token_a_step(folder, capsys):
+    argv = ["generate", "a", "b", "--model", str(folder), "--gen_length", "8", "--verify"]
+    assert main([*argv, "--drafts", "4", "--eager", "--cache", "none", "--sampler", "static", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verified"] == {"equal": 2, "share": 1.0, "first_difference": [None, None], "forwards": 8}
+    assert told["settings"]["drafts"] == 4 and sum(told["nfe"]) < 16
+    assert main([*argv, "--sampler", "threshold:threshold=0"]) == 0
+    told = capsys.readouterr().err
+    assert "of 2 answers equal those of one token a step without a cache (8 forwards)" in told
+
+
+def test_drafts_that_cannot_be_are_one_line(folder, capsys):
+    for options, message in (
+        (["--drafts", "0"], "drafts=0 must be a whole number"),
+        (["--drafts", "some"], "drafts='some' must be a whole number"),
+        (["--sampler", "klass", "--drafts", "2"], "remembers its steps"),
+        (["--cache", "dkv", "--drafts", "2"], "keeps what the last step stored"),
+        (["--eager"], "has no drafts"),
+    ):
+        assert main(["generate", "a", "--model", str(folder), "--gen_length", "4", *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -10,6 +10,7 @@ ASK = {"gen_length": 12, "block_length": 4, "eos_early_stop": False}
 def test_static_decoding_without_a_cache_verifies_itself(model):
     checked = verify(model, cases.PROMPTS, "static", "none", **ASK)
     assert checked.equal == 4 and checked.first_difference == [None] * 4
+    assert checked.share == 1.0
     assert str(checked) == "4 of 4 answers equal those of one token a step without a cache (12 forwards)"
 
 

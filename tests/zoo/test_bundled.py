@@ -38,3 +38,11 @@ def test_it_copies_and_reverses_lists(folder, sampler):
     right = sum(tasks.correct(p, text) for p, text in zip(easy, made.texts, strict=True))
     assert right >= 14
     assert sampler == "static" or made.tokens_per_forward > 2
+
+
+@bundled
+def test_drafts_spare_forwards_and_change_no_token(folder):
+    model, asked = dllm.load(folder, device="cpu"), [p.question for p in tasks.problems("lists", 12, seed=5)]
+    plain, drafted = (dllm.generate(model, asked, "static", "dual", gen_length=32, drafts=d) for d in (1, 8))
+    assert plain.completions == drafted.completions
+    assert 1.6 * drafted.nfe.sum() <= plain.nfe.sum()
