@@ -10,7 +10,7 @@ Shape letters: R rows in flight, B rows of one forward, N drafts, L canvas colum
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,7 +34,8 @@ class Drafts:
 
     def canvases(self, canvas: Canvas, index: Int[Tensor, " B"], n: int) -> Int[Tensor, "B {n} L"]:
         """The canvas and the drafts of some rows; those that a row does not have hold anything."""
-        return torch.cat([canvas.tokens[index][:, None], self.tokens[index, : n - 1]], 1)
+        now = canvas.tokens[index][:, None]
+        return now if n == 1 else torch.cat([now, self.tokens[index, : n - 1]], 1)
 
     def make(
         self,
@@ -111,9 +112,12 @@ class Decision:
     """What the last of the steps was decided on."""
     before: Int[Tensor, "B W"]
     after: Int[Tensor, "B W"]
+    lengths: Int[Tensor, " B"]
+    """How long the rows are then."""
+    ended: Bool[Tensor, " B"]
+    """Rows in which a predicted end of text was written."""
     confidence: Float[Tensor, "B W"]
     """Of every revealed token, when it was."""
-    lengths: Int[Tensor, " B"]
     rows: Rows
     """The counters at the last of the steps."""
     broken: Bool[Tensor, " B"]
@@ -151,6 +155,4 @@ def decide(
         after, lengths, ended = choose(p)
         confidence = torch.where(after == p.current, confidence, p.confidence)
         broken = broken | p.broken
-    # With an end of text that was written ahead, the next block is not what was planned.
-    rows = replace(rows, next_steps=rows.next_steps.masked_fill(ended, 0))
-    return Decision(p, before, after, confidence, lengths, rows, broken)
+    return Decision(p, before, after, lengths, ended, confidence, rows, broken)

@@ -7,6 +7,8 @@ waiting prompt.
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -113,7 +115,7 @@ class Run:
         if settings.eager and narrow:
             scope = wanted = at.two_blocks
         window = self.spec.window(scope)
-        columns = torch.stack([state.plan(window) for state in self.states]).any(0)
+        columns = reduce(torch.logical_or, (state.plan(window) for state in self.states))
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
         if settings.eotp is not None and narrow:
@@ -146,8 +148,9 @@ class Run:
             schedule.enter(slot, told["starts"][slot], told["masked"][slot])
         for slot, behind in enumerate(told.get("behind", [])):
             schedule.foresee(slot, told["starts"][slot], behind)
-        near = Span.where(scope.valid, max(told["widths"]))  # what is left out costs neither the head nor the sampler
-        scope = Span(scope.columns.gather(1, near.columns), near.valid)
+        if scope is not wanted:  # what a cache leaves out costs neither the head nor the sampler
+            near = Span.where(scope.valid, max(told["widths"]))
+            scope = Span(scope.columns.gather(1, near.columns), near.valid)
         return Plan(
             scope=scope,
             place=(scope.columns - wanted.columns[:, :1]).masked_fill(~scope.valid, wanted.columns.shape[1]),
@@ -322,25 +325,27 @@ class Run:
             after = torch.where(p.span.columns > last[:, None], self.schedule.fill, after)
         return after, lengths, ended
 
-    def commit(self, batch: Batch, logits: Float[Tensor, "B N W V"]) -> Step:
-        """Write what the sampler chooses into the canvas, draft the next steps, and tell the observers."""
-        schedule, canvas, index = self.schedule, self.schedule.canvas, batch.index
+    def decide(self, batch: Batch, logits: Float[Tensor, "B N W V"]) -> Decision:
+        """What the sampler makes of the predictions."""
+        rows, index = self.schedule.rows[batch.index], batch.index
+        if batch.n == 1:
+            p = self.read(batch, logits[:, 0], batch.drafts[:, 0], rows)
+            return Decision(p, p.current, *self.choose(batch, p), p.confidence, rows, p.broken)
         each = torch.arange(len(index), device=index.device)
-
-        def read(at: Int[Tensor, " B"], rows: Rows) -> Prediction:
-            if batch.n == 1:
-                return self.read(batch, logits[:, 0], batch.drafts[:, 0], rows)
-            return self.read(batch, logits[each, at], batch.drafts[each, at], rows)
-
-        made = decide(
-            read,
+        return decide(
+            lambda at, rows: self.read(batch, logits[each, at], batch.drafts[each, at], rows),
             lambda p: self.choose(batch, p),
             batch.drafts.gather(2, batch.span.columns[:, None].expand(-1, batch.n, -1)),
-            schedule.rows[index],
+            rows,
             batch.plan.n_drafts[index],
             self.drafts.beyond[index],
             self.needs.subset,
         )
+
+    def commit(self, batch: Batch, logits: Float[Tensor, "B N W V"]) -> Step:
+        """Write what the sampler chooses into the canvas, draft the next steps, and tell the observers."""
+        schedule, canvas, index = self.schedule, self.schedule.canvas, batch.index
+        made = self.decide(batch, logits)
         p = made.p
         schedule.rows.broken[index] |= made.broken
         canvas.write(index, p.span, made.before, made.after)
@@ -367,7 +372,8 @@ class Run:
         for state in self.states:
             state.skip(batch.index, made.rows.step - rows.step[batch.index])
         left = ((current == p.mask_id) & p.masked).any(1)
-        now = made.rows.ahead(1).into_next(~left)
+        # With an end of text that was written ahead, the next block is not what was planned.
+        now = replace(made.rows, next_steps=made.rows.next_steps.masked_fill(made.ended, 0)).ahead(1).into_next(~left)
         rows.put(batch.index, now)
         if batch.place is not None:
             p, current = p.of_columns(batch.place, batch.scope), current.gather(1, batch.place)
