@@ -264,7 +264,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         metavar="FILE",
         help="for --settings of generate and eval; what is finished is kept beside it [%(default)s]",
     )
-    tunable = [name for name in NAMES if name not in ("stop", "num_samples")]
+    tunable = [name for name in NAMES if name not in ("steps", "stop", "num_samples")]
     add_settings(commands.choices["tune"], tunable, **dict.fromkeys(tunable))
 
     add = command("report", None, "finished evaluations beside each other, compared with the first").add_argument

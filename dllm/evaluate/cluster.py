@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import dllm
-from dllm.doctor import conditions
 from dllm.errors import DllmError
 from dllm.evaluate.answers import Answer, Method, answers
+from dllm.evaluate.runner import environment
 from dllm.evaluate.tasks.base import Question
 
 DEATHS = 3
@@ -28,9 +28,9 @@ class Worker:
     """What runs in an actor: a model that answers."""
 
     def open(self, name: str, device: str | None, dtype: str | None) -> dict[str, Any]:
-        """Load the model; returns the conditions of what it will answer."""
+        """Load the model; returns its environment."""
         self.model = dllm.load(name, device=device, dtype=dtype)
-        return conditions(self.model, name)
+        return environment(self.model, name)
 
     def answers(self, asked: Mapping[int, Question], method: Method) -> Iterator[Answer]:
         yield from answers(self.model, asked, method)
@@ -46,7 +46,7 @@ class Pool:
         self.start, self.opening = start, opening
         self.actors = [start() for _ in range(n)]
         with their_errors():
-            self.conditions: dict[str, Any] = ray.get([a.open.remote(*opening) for a in self.actors])[0]
+            self.environment: dict[str, Any] = ray.get([a.open.remote(*opening) for a in self.actors])[0]
 
     def __call__(self, asked: Mapping[int, Question], method: Method) -> Iterator[Answer]:
         """Raises DllmError if workers die again and again."""

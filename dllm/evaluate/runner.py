@@ -77,6 +77,11 @@ def progress(console: Console | None, task: Task, total: int, samples: list[Samp
         yield tell
 
 
+def environment(model: Model, name: str) -> dict[str, Any]:
+    """What the figures of a model's answers depend on besides the settings."""
+    return conditions(model, name) | {"attention": KERNELS["attention"], "cuda": torch.version.cuda}
+
+
 def evaluate(
     model: Model,
     task: Task,
@@ -96,8 +101,7 @@ def evaluate(
     started again with the same arguments; one that is done is not repeated. Returns the path of the results, on ranks
     other than 0 None. Raises DllmError for what a user can fix.
     """
-    where = conditions(model, name) | {"attention": KERNELS["attention"], "cuda": torch.version.cuda}
-    source = partial(answers, model)
+    where, source = environment(model, name), partial(answers, model)
     return collect(
         task,
         Method.of(task, **decoding),
@@ -125,7 +129,7 @@ def collect(
 ) -> Path | None:
     """`evaluate` with answers from anywhere: source takes questions by their index, and gives answers as they come.
 
-    where: the conditions, as `dllm.doctor.conditions` tells them of the models that answer.
+    where: the `environment` of the models that answer.
     """
     questions = task.questions()
     asked = chosen(questions, limit)

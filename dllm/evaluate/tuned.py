@@ -59,6 +59,8 @@ def tune(
         raise DllmError(f"lose={lose} points cannot be proved; give more than 0 and less than 100.")
     if not 0 < delta < 1:
         raise DllmError(f"delta={delta} is not a probability between 0 and 1; 0.1 is usual.")
+    if decoding.get("steps") is not None:
+        raise DllmError(f"steps={decoding['steps']}: the baseline takes one token a step; leave it out.")
     candidates = [c for c in (Candidate(*pair) for pair in product(samplers, caches)) if c != BASELINE]
     for candidate in candidates:
         dllm.samplers.make(candidate.sampler)

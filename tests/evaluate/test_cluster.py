@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_costs_nothing_that_was_finished(pool, whole, tm
                 os.kill(before[0], signal.SIGKILL)
             yield answer
 
-    path = collect(task, Method.of(task, **METHOD), pool.conditions, killing, tmp_path, N)
+    path = collect(task, Method.of(task, **METHOD), pool.environment, killing, tmp_path, N)
     after = pids(pool)
     assert after[1] == before[1] and after[0] not in before, "another one took over"
     assert set(told.values()) == {1} and len(told) == N, "no answer was asked for or written twice"

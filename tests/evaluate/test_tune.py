@@ -175,6 +175,7 @@ def test_questions_are_seen_or_held_out():
         ({"lose": 0.0}, "lose=0.0 points cannot be proved"),
         ({"lose": 100.0}, "cannot be proved"),
         ({"delta": 1.0}, "delta=1.0 is not a probability"),
+        ({"steps": 8}, "steps=8: the baseline takes one token a step"),
         ({"n": 8}, "n=8: give 24 to 500 questions"),
         ({"n": 501}, "n=501"),
         ({"samplers": ["treshold"]}, "did you mean 'threshold'"),
