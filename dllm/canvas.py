@@ -1,4 +1,4 @@
-"""The canvas that is denoised: ragged token rows, and spans of columns in them.
+"""The canvas that is denoised: ragged token rows, and columns chosen from them.
 
 Nothing here knows a model, a sampler or a cache. Shape letters: B rows, L columns of the canvas, W columns of a span.
 """
@@ -6,8 +6,18 @@ Nothing here knows a model, a sampler or a cache. Shape letters: B rows, L colum
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+def highest(k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"], among: Bool[Tensor, "B W"]) -> Bool[Tensor, "B W"]:
+    """The k highest scores of each row among these columns; ties go to the lower column."""
+    score = score.masked_fill(~among, -torch.inf)
+    if isinstance(k, int) and k == 1:
+        best = score.argmax(1, keepdim=True)  # the first of equal ones
+        return torch.zeros_like(among).scatter_(1, best, True) & among
+    rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return (rank < (k if isinstance(k, int) else k[:, None])) & among
 
 
 @dataclass(frozen=True)

@@ -350,6 +350,8 @@ class Run:
         schedule.rows.broken[index] |= made.broken
         canvas.write(index, p.span, made.before, made.after)
         canvas.lengths[index] = made.lengths
+        for state in self.states:
+            state.saw(index, p.span, p.confidence)
         for row in batch.rows:
             left = schedule.budget[row] if self.needs.revoking else batch.plan.undecided[row]
             schedule.budget[row] = left - 1

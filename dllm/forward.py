@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.cache.base import CacheState, View
@@ -76,6 +76,6 @@ def one_by_one(model: Model, state: CacheState, batch: Batch) -> tuple[Float[Ten
     return logits[where], {}
 
 
-def unconditional(batch: Batch, given: Int[Tensor, "B L"], mask_id: int) -> Batch:
+def unconditional(batch: Batch, given: Bool[Tensor, "B L"], mask_id: int) -> Batch:
     """The batch with masks where something was given, as classifier-free guidance needs it."""
     return replace(batch, drafts=batch.drafts.masked_fill(given[:, None], mask_id))

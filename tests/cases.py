@@ -40,6 +40,8 @@ OPTIONS = {
     "dkv-pd": "dkv-pd:refresh=3",
     "vicinity": "vicinity:look=2",
     "elastic": "elastic:window_length=4,gamma=0.8",
+    "sparse": "sparse:retention=0.4",
+    "d2": "d2:current_k=4,sigma=2,rollout_p=0.3",
 }
 """Options with which the tiny model's confidences tell the rules apart; other names run with their defaults."""
 
@@ -48,7 +50,8 @@ CACHE_NAMES = [*(OPTIONS.get(name, name) for name in CACHES), "dual:refresh=5,sk
 
 ALWAYS = {name: f"{name}:refresh=1" for name, cache in CACHES.items() if "refresh" in cache.__dataclass_fields__}
 ALWAYS["dkv-pd"] += ",prompt_refresh=1"
-"""Caches that can be refreshed at every step, with the options that do so."""
+ALWAYS |= {"sparse": "sparse:delay=99", "d2": "d2:current_k=99,rollout_p=1"}
+"""Caches that can compute everything at every step, with the options that do so."""
 
 
 def legal(sampler, cache):
@@ -60,16 +63,16 @@ def legal(sampler, cache):
     return True
 
 
-VARIATIONS = ("vicinity", "dkv-pd")
-"""Caches that compute some columns more or less than another; they meet every third sampler."""
+def pairs(caches, samplers=SAMPLER_NAMES, every=2):
+    """Samplers and caches that go together: of a cache's samplers every so many, not those of the cache before.
 
-
-def pairs(caches, samplers=SAMPLER_NAMES):
-    """Samplers and caches that go together."""
-    for index, sampler in enumerate(samplers):
-        for cache in caches:
-            if legal(sampler, cache) and (index % 3 == 0 or not cache.startswith(VARIATIONS)):
-                yield sampler, cache
+    So each cache meets several samplers and each sampler several caches, always the same ones. WINO, which takes tokens
+    back, meets all.
+    """
+    for turn, cache in enumerate(caches):
+        partners = [sampler for sampler in samplers if legal(sampler, cache)]
+        met = partners[turn % min(every, len(partners)) :: every]
+        yield from ((sampler, cache) for sampler in partners if sampler in met or sampler.startswith("wino"))
 
 
 PAIRS, REFRESHED = [*pairs(CACHE_NAMES)], [*pairs(ALWAYS.values())]

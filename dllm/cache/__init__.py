@@ -4,9 +4,11 @@ from typing import Any
 
 from dllm import options
 from dllm.cache.base import Cache, CacheState, View, full_view
+from dllm.cache.d2 import D2Cache
 from dllm.cache.delayed import DelayedCache, GreedyCache, PromptDelayedCache
 from dllm.cache.elastic import ElasticCache
 from dllm.cache.policies import DualCache, NoCache, PrefixCache, VicinityCache
+from dllm.cache.sparse import SparseCache
 
 CACHES: dict[str, type[Cache]] = {
     "none": NoCache,
@@ -17,6 +19,8 @@ CACHES: dict[str, type[Cache]] = {
     "dkv-greedy": GreedyCache,
     "dkv-pd": PromptDelayedCache,
     "elastic": ElasticCache,
+    "sparse": SparseCache,
+    "d2": D2Cache,
 }
 ALIASES: dict[str, str] = {"dkv": "dkv-decode"}
 

@@ -212,6 +212,9 @@ class CacheState:
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
         return self.view_class(self, rows, window[slots], slots, counts, lengths)
 
+    def saw(self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"]) -> None:
+        """How probable the tokens are that were just proposed for these columns of the rows `index`."""
+
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""
         self.block[slot], self.anchor[slot] = -1, -2

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, View
-from dllm.cache.settling import NotingState, SettlingState
+from dllm.cache.base import Cache, CacheState
+from dllm.cache.settling import CountingState, NotingState, SettlingState
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
 from dllm.spec import ModelSpec
@@ -104,24 +104,5 @@ class GreedyState(NotingState):
         return ((rank[:, None] >= first) & (rank[:, None] <= first + n)).any(1) & masked
 
 
-class DelayedState(SettlingState):
-    """Also counts the steps of each row in its block."""
-
-    def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
-        super().__init__(cache, spec, canvas, dtype)
-        self.step = torch.zeros_like(canvas.lengths)
-        """Forwards in the present block. (R,)"""
-
-    def needed(self, scope: Span, block: Span) -> Span:
-        self.step = self.step.masked_fill(self.block != block.columns[:, 0], 0)
-        return super().needed(scope, block)
-
-    def view(
-        self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
-    ) -> View:
-        self.step[slots] += 1
-        return super().view(plan, window, slots, counts, lengths)
-
-    def retire(self, keep: Int[Tensor, " R"]) -> None:
-        super().retire(keep)
-        self.step = self.step[keep]
+class DelayedState(CountingState, SettlingState):
+    """Counts the steps of a block, and leaves out what is settled."""

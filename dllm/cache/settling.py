@@ -1,4 +1,4 @@
-"""A store that knows with which tokens its keys and values were computed, and one that skips those that are settled."""
+"""Stores that know more: the steps of a block, the tokens that keys and values were computed with, which are settled."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -7,6 +7,29 @@ from torch import Tensor
 from dllm.cache.base import Cache, CacheState, View
 from dllm.canvas import Canvas, Span
 from dllm.spec import ModelSpec
+
+
+class CountingState(CacheState):
+    """Counts the steps of each row in its block."""
+
+    def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
+        super().__init__(cache, spec, canvas, dtype)
+        self.step = torch.zeros_like(canvas.lengths)
+        """Forwards in the present block. (R,)"""
+
+    def needed(self, scope: Span, block: Span) -> Span:
+        self.step = self.step.masked_fill(self.block != block.columns[:, 0], 0)
+        return super().needed(scope, block)
+
+    def view(
+        self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
+    ) -> View:
+        self.step[slots] += 1
+        return super().view(plan, window, slots, counts, lengths)
+
+    def retire(self, keep: Int[Tensor, " R"]) -> None:
+        super().retire(keep)
+        self.step = self.step[keep]
 
 
 class NotingState(CacheState):

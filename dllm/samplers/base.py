@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.canvas import Canvas, Span
+from dllm.canvas import Canvas, Span, highest
 from dllm.errors import DllmError
 from dllm.noise import Key
 
@@ -244,16 +244,6 @@ class Sampler:
         Only `block` itself is widened where an end of text may be seen behind it (eotp).
         """
         return block
-
-
-def highest(k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"], among: Bool[Tensor, "B W"]) -> Bool[Tensor, "B W"]:
-    """The k highest scores of each row among these columns; ties go to the lower column."""
-    score = score.masked_fill(~among, -torch.inf)
-    if isinstance(k, int) and k == 1:
-        best = score.argmax(1, keepdim=True)  # the first of equal ones
-        return torch.zeros_like(among).scatter_(1, best, True) & among
-    rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
-    return (rank < (k if isinstance(k, int) else k[:, None])) & among
 
 
 def evenly(masked: int, steps: int) -> list[int]:

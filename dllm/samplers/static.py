@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dllm.canvas import highest
 from dllm.noise import Key
-from dllm.samplers.base import Needs, Prediction, Sampler, highest
+from dllm.samplers.base import Needs, Prediction, Sampler
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dllm.canvas import Span
 from dllm.models.transformer import rotation
 
 ASK = {"gen_length": 24, "block_length": 12, "seed": 0, "eos_early_stop": False, "temperature": 0.3}
+SHORT = {**ASK, "gen_length": 12, "block_length": 6}
 MASK = 39
 
 
@@ -32,14 +33,14 @@ SAMPLERS = [sampler for sampler in cases.SAMPLER_NAMES if cases.legal(sampler, "
 @pytest.mark.parametrize(("sampler", "shift"), [(sampler, i % 2) for i, sampler in enumerate(SAMPLERS)])
 def test_a_refresh_from_the_first_layer_on_is_no_cache(tiny, sampler, shift):
     model = tiny(logits_shift=shift)
-    plain, forced = (generate(model, cases.PROMPTS, sampler, c, **ASK) for c in ("none", Forced(window_length=24)))
+    plain, forced = (generate(model, cases.PROMPTS, sampler, c, **SHORT) for c in ("none", Forced(window_length=6)))
     assert forced.completions == plain.completions and torch.equal(forced.rows, plain.rows)
     assert torch.equal(forced.refreshes, forced.nfe)
 
 
 def test_guidance_is_tested_and_refreshed_as_well(tiny):
-    ask = {**ASK, "cfg_scale": 0.7}
-    plain, forced = (generate(tiny(), cases.PROMPTS, "static", c, **ask) for c in ("none", Forced(window_length=24)))
+    ask = {**SHORT, "cfg_scale": 0.7}
+    plain, forced = (generate(tiny(), cases.PROMPTS, "static", c, **ask) for c in ("none", Forced(window_length=6)))
     assert forced.completions == plain.completions and torch.equal(forced.rows, plain.rows)
 
 
