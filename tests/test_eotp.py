@@ -7,7 +7,6 @@ import cases
 from dllm import DllmError, Trace, generate
 
 ASK = {"gen_length": 24, "block_length": 8, "seed": 0}
-every_cache = pytest.mark.parametrize("cache", cases.CACHE_NAMES)
 
 
 def ending(tiny, **spec):
@@ -33,8 +32,7 @@ def test_what_stands_before_the_end_is_unchanged_where_nobody_looks_behind_it(ti
     assert ended and short.rows.sum() < whole.rows.sum()
 
 
-@pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
-@every_cache
+@pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
 def test_every_sampler_ends_rows_and_a_row_does_not_depend_on_its_batch(tiny, sampler, cache):
     model, ask = ending(tiny), {**ASK, "eotp": 0.3, "batch_size": 3}
     batch = generate(model, cases.PROMPTS, sampler, cache, **ask)
@@ -73,8 +71,15 @@ def test_the_end_is_seen_in_blocks_to_come_where_they_are_computed(tiny):
         assert max(first) >= 8, "nothing beyond the first block was seen in the first step"
 
 
-@pytest.mark.parametrize("cache", [*cases.CACHE_NAMES, "dual:refresh=2", "prefix:refresh=2"])
-@pytest.mark.parametrize("sampler", ["threshold:threshold=0.6", "localleap:threshold=0.7", "credit:threshold=0.7"])
+@pytest.mark.parametrize(
+    ("sampler", "cache"),
+    [
+        *cases.pairs(
+            [*cases.CACHE_NAMES, "dual:refresh=2", "prefix:refresh=2"],
+            ["threshold:threshold=0.6", "localleap:threshold=0.7", "credit:threshold=0.7", "random"],
+        )
+    ],
+)
 def test_rows_that_refresh_beside_rows_that_do_not_see_their_ends_alike(tiny, sampler, cache):
     """Blocks of more than half a row, so that both kinds run in one forward."""
     model, ask = tiny(eos_ids=(5, 38)), {"gen_length": 48, "block_length": 32, "seed": 0, "eotp": 0.3}

@@ -9,12 +9,10 @@ from dllm import DllmError, Trace, generate, infill
 
 M = 39
 TEXTS = [[3, M, 4, M, M, 5], [M, 8], [7, 7, M], [1, M, M, M, M, M, 2, M]]
-every_sampler = pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
-every_cache = pytest.mark.parametrize("cache", cases.CACHE_NAMES)
+every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
 
 
-@every_cache
-@every_sampler
+@every_pair
 @pytest.mark.parametrize("shift", [0, 1])
 def test_masks_are_filled_and_all_else_stays(tiny, sampler, cache, shift):
     if "answer_start" in sampler:
@@ -87,8 +85,7 @@ def test_texts_that_cannot_be_are_named(model, texts, more, message):
         infill(model, texts, **more)
 
 
-@every_cache
-@every_sampler
+@every_pair
 def test_constraints_stand_in_every_answer(model, sampler, cache):
     ask = {**cases.SHAPE, "seed": 0, "constraints": {2: [5, 6], 9: 7}}
     batch = generate(model, cases.PROMPTS, sampler, cache, **ask)
@@ -128,8 +125,7 @@ def test_constraints_that_cannot_be_are_named(model, constraints, message):
 
 
 @pytest.mark.parametrize("eotp", [None, 0.2])
-@every_cache
-@every_sampler
+@every_pair
 def test_an_end_of_text_ends_a_row_only_behind_what_is_given(tiny, sampler, cache, eotp):
     """A model that loves its end of text, with both ways to stop there on."""
     sampler = "prophet" if "answer_start" in sampler else sampler
