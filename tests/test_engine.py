@@ -24,7 +24,7 @@ every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
 
 
 def turn(sampler, cache, n):
-    """0 to n - 1: a number for a pair, such that each sampler and each cache meets all of them."""
+    """0 to n - 1: a number for a pair, of which each cache meets all and each sampler two or more."""
     return (cases.SAMPLER_NAMES.index(sampler) + [*cases.CACHE_NAMES, *cases.ALWAYS.values()].index(cache)) // 2 % n
 
 
@@ -40,8 +40,8 @@ def test_a_row_does_not_depend_on_its_batch(tiny, sampler, cache, variant):
     spec, asked = VARIANTS[variant]
     model, settings = tiny(**spec), {**cases.SHAPE, "seed": 5, **asked}
     batch = generate(model, cases.PROMPTS, sampler, cache, **settings)
-    for row, prompt in enumerate(cases.PROMPTS):
-        alone = generate(model, prompt, sampler, cache, **settings)
+    for row in (1, 2):  # the longest and the shortest
+        alone = generate(model, cases.PROMPTS[row], sampler, cache, **settings)
         assert batch.completions[row] == alone.completions[0]
         assert (batch.nfe[row], batch.rows[row]) == (alone.nfe[0], alone.rows[0])
 
