@@ -244,7 +244,12 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add_task(add)
     add("--limit", metavar="INT", help="ask a fixed random subset of this many questions only")
     add("--ray", metavar="N", help="share the questions over N Ray actors, here or on the cluster at RAY_ADDRESS")
-    add("--output", default="runs/eval", metavar="FOLDER", help="for results_*.json and samples_*.jsonl [%(default)s]")
+    add(
+        "--output",
+        default="runs/eval",
+        metavar="FOLDER",
+        help="for results_*.json and samples_*.jsonl; one that all ranks share [%(default)s]",
+    )
     add_method(add)
     # The protocol of the task sets what is not given here.
     add_settings(commands.choices["eval"], NAMES, **dict.fromkeys(NAMES))

@@ -211,7 +211,8 @@ def evaluate_on_ray(options: Namespace, task: Any, method: Any, limit: int | Non
     if world_size > 1:
         raise DllmError(f"--ray {n} starts its own processes; leave it out under torchrun and accelerate launch.")
     with cluster.workers(n, options.model, options.device, options.dtype) as pool:
-        path = runner.collect(task, method, pool.environment, pool, options.output, limit, console=Console(stderr=True))
+        where, console = pool.environment, Console(stderr=True)
+        path = runner.collect(task, method, where, pool, options.output, limit, workers=n, console=console)
     return written(path, options.json)
 
 

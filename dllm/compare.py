@@ -18,6 +18,7 @@ import dllm.cache
 import dllm.samplers
 from dllm.api import check_method, stream
 from dllm.errors import DllmError, unknown
+from dllm.evaluate.answers import WARM_UP
 from dllm.evaluate.front import aup, front
 from dllm.evaluate.pictures import SPEEDS, Dot, draw
 from dllm.evaluate.score import wilson
@@ -183,7 +184,7 @@ def measure(
     """Answer all problems, which are of one task, with one sampler and cache. `settings` as of `dllm.generate`."""
     prompts = [problem.question for problem in asked]
     # A few steps load what is loaded lazily; on a GPU kernels also depend on the shape of the batch.
-    for _ in zip(range(8), stream(model, prompts, sampler, cache, **settings), strict=False):
+    for _ in zip(range(WARM_UP), stream(model, prompts, sampler, cache, **settings), strict=False):
         pass
     steps = stream(model, prompts, sampler, cache, **settings)
     for _ in steps:

@@ -23,6 +23,8 @@ from dllm.spec import Model
 
 WARM_UP = 8
 """Steps that load what is loaded lazily, before time is taken."""
+TOTALS = ("seconds", "decode_seconds", "forwards")
+"""Fields of an answer that are running totals."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class Answer:
     canvas_tokens: int
     """Columns of the canvas that were to be filled, those after the end of text included."""
     decode_tokens: int
-    """Answer tokens that came in steps in which no prompt was encoded."""
+    """Answer tokens that came in steps after the first forward of every row in them: no row joined there."""
     seconds: float
     """The engine's time until this answer was seen to be finished, since the run began: a running total."""
     decode_seconds: float
-    """Of these, in steps in which no prompt was encoded."""
+    """Of these, in such steps. In a batch a row that joins takes the whole step out, so these are part of the steps."""
     forwards: int
     """Forwards of any number of rows together, since the run began."""
 
@@ -137,7 +139,7 @@ class Clock:
         self.run, self.steps = run, iter(run)
         self.seconds, self.decode_seconds = 0.0, 0.0
         self.decoding: list[set[int]] = [set() for _ in run.schedule.requests]
-        """Places of every request's answer that were last written in a step that encoded no prompt."""
+        """Places of every request's answer that were last written in a step after the first forward of all its rows."""
 
     def step(self) -> bool:
         """Take a step; False after the last one."""

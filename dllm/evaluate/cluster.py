@@ -12,16 +12,15 @@ from typing import Any
 
 import dllm
 from dllm.errors import DllmError
-from dllm.evaluate.answers import Answer, Method, answers
+from dllm.evaluate.answers import TOTALS, Answer, Method, answers
 from dllm.evaluate.runner import environment
+from dllm.evaluate.store import differing
 from dllm.evaluate.tasks.base import Question
 
 DEATHS = 3
 """Deaths for each worker after which the fault is taken to lie in the work."""
 ROUNDS = 4
 """Batches that a worker is given at once: few enough to spread the last ones, enough to keep its batch full."""
-TOTALS = ("seconds", "decode_seconds", "forwards")
-"""Fields of an answer that are running totals."""
 
 
 class Worker:
@@ -40,21 +39,28 @@ class Pool:
     """Workers that share questions; `pool(questions, method)` gives their answers as they come."""
 
     def __init__(self, n: int, start: Callable[[], Any], opening: tuple[str, str | None, str | None]) -> None:
-        """n actors made by `start`, with the model opened in each. Raises DllmError if it cannot be opened."""
+        """n actors made by `start`, with the model opened in each.
+
+        Raises DllmError if it cannot be opened, and if two are not alike.
+        """
         import ray
 
         self.start, self.opening = start, opening
         self.actors = [start() for _ in range(n)]
+        self.opened = {actor: actor.open.remote(*opening) for actor in self.actors}
         with their_errors():
-            self.environment: dict[str, Any] = ray.get([a.open.remote(*opening) for a in self.actors])[0]
+            environments = ray.get([*self.opened.values()])
+        self.environment: dict[str, Any] = environments[0]
+        for n, other in enumerate(environments):
+            check_alike(self.environment, other, n)
 
     def __call__(self, asked: Mapping[int, Question], method: Method) -> Iterator[Answer]:
-        """Raises DllmError if workers die again and again."""
+        """Raises DllmError if workers die again and again, and if one cannot be replaced by its like."""
         import ray
         from ray.exceptions import RayActorError
 
         waiting, free, busy = shares(asked, ROUNDS * method.settings.batch_size), deque(self.actors), dict[Any, Any]()
-        clock, deaths = Clock(), 0
+        totals, deaths = Totals(), 0
         while waiting or busy:
             while waiting and free:
                 actor, share = free.popleft(), waiting.popleft()
@@ -63,31 +69,34 @@ class Pool:
             actor, left = busy[stream]
             try:
                 with their_errors():
+                    # Done by now: a worker opens first. Of a replacement it is the first that we hear.
+                    check_alike(self.environment, ray.get(self.opened[actor]), self.actors.index(actor))
                     answer: Answer = ray.get(next(stream))
             except StopIteration:
                 del busy[stream]
-                clock.rest(actor)
+                totals.rest(actor)
                 free.append(actor)
             except RayActorError as error:
                 del busy[stream]
-                clock.rest(actor)
                 deaths += 1
                 if deaths > DEATHS * len(self.actors):
                     raise DllmError(f"{deaths} workers died; the last one: {error}") from error
                 waiting.appendleft(left)
                 free.append(self.replace(actor))
+                totals.inherit(actor, free[-1])
             else:
                 del left[answer.index]
-                yield clock.tell(actor, answer)
+                yield totals.tell(actor, answer)
 
     def replace(self, dead: Any) -> Any:
         """Another worker in place of one that died."""
         self.actors[self.actors.index(dead)] = actor = self.start()
-        actor.open.remote(*self.opening)  # what is asked of it next waits for this
+        del self.opened[dead]
+        self.opened[actor] = actor.open.remote(*self.opening)  # what is asked of it next waits for this
         return actor
 
 
-class Clock:
+class Totals:
     """Running totals over workers: they work side by side, so that of their times the longest counts."""
 
     def __init__(self) -> None:
@@ -101,6 +110,11 @@ class Clock:
         past, last = self.before.get(worker, [0.0] * 3), self.now.pop(worker, [0.0] * 3)
         self.before[worker] = [a + b for a, b in zip(past, last, strict=True)]
 
+    def inherit(self, dead: Any, heir: Any) -> None:
+        """A worker died, and another goes on in its place: their times follow each other."""
+        self.rest(dead)
+        self.before[heir] = self.before.pop(dead)
+
     def tell(self, worker: Any, answer: Answer) -> Answer:
         """An answer with the totals of all workers in place of those of its own worker's share."""
         self.now[worker] = [getattr(answer, name) for name in TOTALS]
@@ -111,6 +125,13 @@ class Clock:
         ]
         seconds, decode_seconds, forwards = zip(*totals, strict=True)
         return replace(answer, seconds=max(seconds), decode_seconds=max(decode_seconds), forwards=int(sum(forwards)))
+
+
+def check_alike(first: dict[str, Any], other: dict[str, Any], n: int) -> None:
+    """Raise DllmError if the n-th worker's environment is not the first's: the files tell of one."""
+    if first != other:
+        ours, theirs = differing(first, other)
+        raise DllmError(f"worker 0 has {ours}, worker {n} {theirs}; give them machines and versions that are alike.")
 
 
 def shares(asked: Mapping[int, Question], size: int) -> deque[dict[int, Question]]:

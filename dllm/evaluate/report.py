@@ -91,7 +91,9 @@ def situation(run: Run) -> dict[str, Any]:
     """What times depend on besides model and method: protocol, sizes, machine, threads, versions, processes."""
     facts, where = run.results["facts"], run.results["conditions"]
     told = {name: facts[name] for name in SAME} | {name: where[name] for name in where if name != "model"}
-    return told | {"ranks": run.results["timing"]["ranks"]}
+    timing = run.results["timing"]
+    # Older files do not tell the workers.
+    return told | {"ranks": timing["ranks"], "workers": timing.get("workers")}
 
 
 def same_questions(first: Run, other: Run) -> None:

@@ -9,17 +9,14 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from dllm.evaluate.answers import Answer, Method
+from dllm.evaluate.answers import TOTALS, Answer, Method
 from dllm.evaluate.score import pass_at_k, wilson
+from dllm.evaluate.store import Sample
 from dllm.evaluate.tasks.base import Question, Task
 
-Sample = dict[str, Any]
 TIMES = ("timing", "date")
 """Fields of samples and results that differ between two runs with the same answers."""
 
-
-TOTALS = ("seconds", "decode_seconds", "forwards")
-"""What the timing of a sample tells as a running total."""
 TRIES = (1, 2, 5, 10, 20, 50, 100)
 """k of pass@k."""
 
@@ -71,11 +68,14 @@ def mean(samples: Sequence[Sample], metric: str) -> float:
 
 
 def interval(samples: Sequence[Sample], metric: str) -> tuple[float, float]:
-    """The 95 % interval of a metric's mean: Wilson's where every sample is 0 or 1, else normal, cut to [0, 1]."""
+    """The 95 % interval of a metric's mean: Wilson's where every sample is 0 or 1, else normal, cut to [0, 1].
+
+    Samples that all have one share between say nothing of their spread: these too get Wilson's, of so many questions.
+    """
     n, share = len(samples), mean(samples, metric)
-    if all(s[metric] in (0, 1) for s in samples):
-        return wilson(round(share * n), n)
     half = 1.96 * error(samples, metric)
+    if not half or all(s[metric] in (0, 1) for s in samples):
+        return wilson(round(share * n), n)
     return max(0.0, share - half), min(1.0, share + half)
 
 
@@ -111,7 +111,9 @@ def timing(samples: Sequence[Sample]) -> dict[str, Any]:
     """Seconds and rates. A run that was resumed adds up its sessions; ranks ran side by side, the slowest counts.
 
     tokens_per_second: answer tokens over the engine's time, from the first step to the last, without loading, warm-up,
-    tokenizing, scoring and writing. decode_tokens_per_second: the same over the steps in which no prompt was encoded.
+    tokenizing, scoring and writing. decode_tokens_per_second: the same over the steps after the first forward of every
+    row in them; with many rows at once, each of which joins at some step, it rests on part of the steps. workers: the
+    models that answered side by side in a rank, the most of any session.
     """
     last: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
     for s in samples:
@@ -126,6 +128,7 @@ def timing(samples: Sequence[Sample]) -> dict[str, Any]:
         "decode_seconds": decode_seconds,
         "forwards": int(sum(totals["forwards"])),
         "ranks": len(last),
+        "workers": max(s["timing"]["workers"] for s in samples),
         "sessions": max(map(len, last.values())),
         "tokens_per_second": tokens / seconds if seconds else 0.0,
         "decode_tokens_per_second": decoded / decode_seconds if decode_seconds else 0.0,

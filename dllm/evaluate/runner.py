@@ -125,11 +125,12 @@ def collect(
     *,
     rank: int = 0,
     world_size: int = 1,
+    workers: int = 1,
     console: Console | None = None,
 ) -> Path | None:
     """`evaluate` with answers from anywhere: source takes questions by their index, and gives answers as they come.
 
-    where: the `environment` of the models that answer.
+    where: the `environment` of the models that answer. workers: how many of these there are, for the files.
     """
     questions = task.questions()
     asked = chosen(questions, limit)
@@ -139,17 +140,29 @@ def collect(
     store.begin()
     with store.appending(rank) as file:
         found = store.samples()
-        mine = {index: asked[index] for index in [*asked][rank::world_size] if index not in found}
-        session = {"session": datetime.now().isoformat(), "rank": rank}
-        with progress(console, task, len(asked), shown := [*found.values()]) as tell:
+        share = [*asked][rank::world_size]
+        mine = {index: asked[index] for index in share if index not in found}
+        session = {"session": datetime.now().isoformat(), "rank": rank, "workers": workers}
+        with progress(console, task, len(share), shown := [found[index] for index in share if index in found]) as tell:
             for answer in source(mine, method):
                 shown.append(results.sample(task, asked[answer.index], answer, method, session))
                 append(file, shown[-1])
                 tell()
         if rank != 0:
             return None
-        while len(found := store.samples()) < len(asked):
-            sleep(POLL)
+        found = all_ranks(store, len(asked), console)
         samples = [found[index] for index in asked]
         whole = results.results(task, method, samples, where, n_questions=len(questions), limit=limit, date=store.date)
         return store.finish(samples, whole)
+
+
+def all_ranks(store: Store, n: int, console: Console | None) -> dict[int, Sample]:
+    """All n samples, as soon as the other ranks have written theirs."""
+    sizes, found = store.sizes(), store.samples()
+    if len(found) < n and console:
+        console.out(f"waiting for {n - len(found)} answers of other ranks in {store.folder}", highlight=False)
+    while len(found) < n:
+        sleep(POLL)
+        if (now := store.sizes()) != sizes:
+            sizes, found = now, store.samples()
+    return found

@@ -6,6 +6,7 @@ OUTPUT/MODEL/samples_TASK_DATE.jsonl            all samples, in the order of the
 OUTPUT/MODEL/results_DATE.json                  scores, settings, conditions; written last
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,9 @@ from typing import IO, Any
 from dllm.errors import DllmError
 
 Sample = dict[str, Any]
+"""A line of the samples file."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links say to one."""
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -89,20 +93,34 @@ class Store:
             temporary.write_text(dump({"date": date, "facts": self.facts}, 1), encoding="utf-8")
             with suppress(FileExistsError):
                 os.link(temporary, self.head)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if not self.head.exists():  # of two at once the later stays; two runs are kept apart by `appending`
+                os.replace(temporary, self.head)
         finally:
             temporary.unlink(missing_ok=True)
 
     def partial(self, rank: int) -> Path:
         return self.folder / f"samples_{self.task}_unfinished-{rank}.jsonl"
 
+    def partials(self) -> list[Path]:
+        """The files of all ranks."""
+        return [*self.folder.glob(f"samples_{self.task}_unfinished-*.jsonl")]
+
     def samples(self) -> dict[int, Sample]:
-        """The finished samples of the run in progress by `doc_id`, of all ranks. A torn line is no sample."""
+        """The finished samples of the run in progress by `doc_id`, of all ranks. A damaged line is no sample."""
         found: dict[int, Sample] = {}
-        for path in self.folder.glob(f"samples_{self.task}_unfinished-*.jsonl"):
+        for path in self.partials():
             for line in path.read_bytes().split(b"\n")[:-1]:
-                sample = json.loads(line)
-                found[sample["doc_id"]] = sample
+                with suppress(ValueError, TypeError, KeyError):
+                    sample = json.loads(line)
+                    found[sample["doc_id"]] = sample
         return found
+
+    def sizes(self) -> dict[Path, tuple[int, int]]:
+        """Bytes and time of change of the ranks' files: while these are the same, so are the samples."""
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in self.partials()}
 
     @contextmanager
     def appending(self, rank: int) -> Iterator[IO[bytes]]:
@@ -125,7 +143,7 @@ class Store:
         replace_file(self.folder / f"samples_{self.task}_{self.date}.jsonl", lines)
         replace_file(path, dump(results | {"facts": self.facts}, 2))
         self.head.unlink()
-        for partial in self.folder.glob(f"samples_{self.task}_unfinished-*.jsonl"):
+        for partial in self.partials():
             partial.unlink()
         return path
 

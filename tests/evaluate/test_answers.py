@@ -89,14 +89,14 @@ def test_a_stop_string_ends_text_and_tokens(trained, place):
     assert answer.nfe == whole.nfe and answer.canvas_tokens == whole.canvas_tokens
 
 
-def test_time_runs_and_steps_that_encode_a_prompt_are_told_apart(model):
+def test_time_runs_and_steps_with_a_rows_first_forward_are_told_apart(model):
     got = list(answers(model, dict(enumerate(asks().questions())), Method.of(asks(), sampler="static", batch_size=1)))
     for name in ("seconds", "decode_seconds", "forwards"):
         totals = [getattr(answer, name) for answer in got]
         assert totals == sorted(totals) and totals[0] > 0
     assert all(answer.decode_seconds < answer.seconds for answer in got)
     assert got[-1].forwards == sum(answer.nfe for answer in got)
-    # One token a step: only the one of the step that encodes the prompt may be missing.
+    # One token a step: only the one of the first step may be missing.
     assert all(answer.answer_tokens - answer.decode_tokens in (0, 1) for answer in got)
     [one] = told(model, asks(PROMPTS[0]), threshold=0.0).values()
     assert one.nfe == 1 and one.decode_tokens == 0 == one.decode_seconds

@@ -9,13 +9,14 @@ from collections import Counter
 from contextlib import nullcontext
 
 import pytest
+import torch
 
 import dllm
 from dllm import DllmError
 from dllm.cli import main
 from dllm.evaluate import cluster, results
 from dllm.evaluate.answers import Answer, Method, answers
-from dllm.evaluate.cluster import Clock, shares, workers
+from dllm.evaluate.cluster import Totals, shares, workers
 from dllm.evaluate.runner import collect, evaluate
 from dllm.evaluate.tasks import make
 
@@ -58,20 +59,36 @@ def pool(local):  # noqa: ARG001
 
 def pids(pool):
     """The processes of the workers."""
-    return ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors])
+    return ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors], timeout=300)
+
+
+def do(actor, call):
+    """Call a function in the process of a worker."""
+    return ray.get(actor.__ray_call__.remote(lambda _: call()), timeout=300)
 
 
 def test_a_worker_that_is_killed_costs_nothing_that_was_finished(pool, whole, tmp_path):
     task, before, told = make("lists"), pids(pool), Counter()
 
-    def killing(asked, method):
+    def counting(asked, method):
         for answer in pool(asked, method):
             told[answer.index] += 1
-            if len(told) == 3:
-                os.kill(before[0], signal.SIGKILL)
             yield answer
 
-    path = collect(task, Method.of(task, **METHOD), pool.environment, killing, tmp_path, N)
+    def die_at_the_third():
+        """Let this worker's process die before its third answer."""
+        real = cluster.answers
+
+        def dying(*given):
+            for n, answer in enumerate(real(*given)):
+                if n == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield answer
+
+        cluster.answers = dying
+
+    do(pool.actors[0], die_at_the_third)
+    path = collect(task, Method.of(task, **METHOD), pool.environment, counting, tmp_path, N)
     after = pids(pool)
     assert after[1] == before[1] and after[0] not in before, "another one took over"
     assert set(told.values()) == {1} and len(told) == N, "no answer was asked for or written twice"
@@ -86,6 +103,8 @@ def test_the_command_line_gives_the_files_of_one_process(pool, whole, tmp_path, 
     assert main([*line, "--json"]) == 0 and asked_for == [(2, "tiny-llada", "cpu", "float64")]
     [path] = (tmp_path / "tiny-llada").glob("results_*.json")
     assert read(path) == read(whole) and json.loads(capsys.readouterr().out)["rows"][0]["n"] == N
+    timing = json.loads(path.read_text())["timing"]
+    assert timing["workers"] == 2 and timing["ranks"] == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(line) == 2 and "starts its own processes" in capsys.readouterr().err
 
@@ -98,6 +117,25 @@ def test_what_a_worker_refuses_is_one_line_here(pool):
         cluster.Pool(1, lambda: pool.actors[0], ("tiny-lada", None, None))
     with pytest.raises(DllmError, match="ray=99 workers need a CPU each, and there are 2"), workers(99, "tiny-llada"):
         pass
+
+
+def test_a_replacement_that_cannot_open_the_model_says_why(pool, monkeypatch):
+    task = make("lists")
+    monkeypatch.setattr(pool, "opened", {**pool.opened})
+    monkeypatch.setattr(pool, "opening", ("tiny-lada", None, None))
+    monkeypatch.setattr(pool, "start", lambda: pool.actors[0])
+    pool.replace(pool.actors[0])
+    with pytest.raises(DllmError, match="did you mean 'tiny-llada'"):
+        list(pool(dict(enumerate(task.questions()[:1])), Method.of(task, **METHOD)))
+
+
+def test_workers_must_be_alike(pool):
+    other = pool.actors[1]
+    threads = do(other, lambda: torch.get_num_threads())
+    do(other, lambda: torch.set_num_threads(7))
+    with pytest.raises(DllmError, match=r"worker 0 has threads \d, worker 1 threads 7; give them machines"):
+        cluster.Pool(2, iter(pool.actors).__next__, pool.opening)
+    do(other, lambda: torch.set_num_threads(threads))
 
 
 def test_workers_that_die_again_and_again_end_the_run(pool, monkeypatch):
@@ -124,13 +162,18 @@ def test_shares_hold_every_question_once():
 
 
 def test_times_of_workers_side_by_side_are_those_of_the_slowest():
-    clock, answer = Clock(), Answer(0, "", ("",), 1, 1, 1, 1, 1, 2.0, 1.0, 10)
-    assert clock.tell("a", answer).seconds == 2.0
-    told = clock.tell("b", Answer(1, "", ("",), 1, 1, 1, 1, 1, 3.0, 0.5, 5))
+    totals, answer = Totals(), Answer(0, "", ("",), 1, 1, 1, 1, 1, 2.0, 1.0, 10)
+    assert totals.tell("a", answer).seconds == 2.0
+    told = totals.tell("b", Answer(1, "", ("",), 1, 1, 1, 1, 1, 3.0, 0.5, 5))
     assert (told.seconds, told.decode_seconds, told.forwards) == (3.0, 1.0, 15)
-    clock.rest("a")
-    told = clock.tell("a", answer)
+    totals.rest("a")
+    told = totals.tell("a", answer)
     assert (told.seconds, told.decode_seconds, told.forwards) == (4.0, 2.0, 25), "its second share adds to its first"
+    totals.inherit("a", "c")
+    told = totals.tell("c", answer)
+    assert (told.seconds, told.decode_seconds, told.forwards) == (6.0, 3.0, 35), "so do those of its replacement"
+    totals.rest("c")
+    assert totals.tell("b", answer).seconds == 6.0 and "a" not in totals.before
 
 
 def test_workers_answer_as_the_engine_does():

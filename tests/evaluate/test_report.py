@@ -88,7 +88,8 @@ def test_times_are_compared_under_the_same_conditions_only(runs, tmp_path, monke
     first, other = report.read(Path("threshold")), report.read(Path("batch"))
     assert report.row(report.read(runs / "static"), first)["speedup"] > 0
     threads = change(runs / "static", tmp_path / "threads", results=lambda r: r["conditions"].update(threads=64))
-    for run in (other, report.read(threads)):
+    workers = change(runs / "static", tmp_path / "workers", results=lambda r: r["timing"].update(workers=2))
+    for run in (other, report.read(threads), report.read(workers)):
         assert report.row(run, first)["speedup"] is None and "difference" in report.row(run, first)
     console = Console(file=io.StringIO(), width=150)
     console.print(report.table([report.row(first, first), report.row(other, first)]))

@@ -1,5 +1,6 @@
 """A run ends with the same files whether it was killed, shared out, or left alone."""
 
+import errno
 import io
 import json
 import os
@@ -79,7 +80,9 @@ DONE = ["results_DATE.json", "samples_lists_DATE.jsonl"]
 
 def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path, capsys):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *ARGUMENTS, "--output", tmp_path], env=environment)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *ARGUMENTS, "--output", tmp_path], env=environment, timeout=300
+    )
     assert killed.returncode == -9
     assert names(tmp_path) == ["samples_lists_unfinished-0.jsonl", "unfinished_lists.json"]
     before = (tmp_path / "tiny-llada" / "samples_lists_unfinished-0.jsonl").read_bytes().splitlines()
@@ -88,7 +91,7 @@ def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path, capsys):
     [path] = (tmp_path / "tiny-llada").glob("results_*.json")
     assert read(path) == read(whole) and names(tmp_path) == DONE
     timing = json.loads(path.read_text())["timing"]
-    assert timing["sessions"] == 2 and timing["ranks"] == 1
+    assert timing["sessions"] == 2 and timing["ranks"] == timing["workers"] == 1
     assert str(path) in capsys.readouterr().err
 
 
@@ -101,10 +104,48 @@ def test_ranks_share_the_work(whole, run, tmp_path):
     assert run(rank=1, world_size=2) is None and names(tmp_path) == DONE, "a rank that comes too late asks nothing"
 
 
-def test_rank_0_waits_for_the_others(run, monkeypatch):
-    waited = []
-    monkeypatch.setattr(runner, "sleep", lambda _: waited.append(run(rank=1, world_size=2)))
-    assert read(run(rank=0, world_size=2)) and waited == [None]
+def test_rank_0_says_that_it_waits_for_the_others_and_reads_what_changed_only(run, monkeypatch, tmp_path):
+    looks, waits, samples = [], [], Store.samples
+    monkeypatch.setattr(Store, "samples", lambda store: looks.append(store) or samples(store))
+
+    def wait(_):
+        waits.append(len(looks))
+        if len(waits) == 3:
+            run(rank=1, world_size=2)
+            waits.append(len(looks))
+
+    monkeypatch.setattr(runner, "sleep", wait)
+    console = Console(file=io.StringIO(), width=40)
+    assert read(run(rank=0, world_size=2, console=console))
+    assert waits[0] == waits[1] == waits[2] and len(looks) == waits[3] + 1
+    assert console.file.getvalue() == f"waiting for 4 answers of other ranks in {tmp_path / 'tiny-llada'}\n"
+
+
+def test_a_damaged_line_is_asked_again(run, monkeypatch, tmp_path, whole):
+    unfinished(run, monkeypatch)
+    file = tmp_path / "tiny-llada" / "samples_lists_unfinished-0.jsonl"
+    lines = file.read_bytes().splitlines()
+    for damaged in (lines[0][:40], b"\0" * 9, b"3", b"{}"):
+        file.write_bytes(b"\n".join([damaged, *lines[1:], b""]))
+        facts = json.loads((tmp_path / "tiny-llada" / "unfinished_lists.json").read_text())["facts"]
+        assert len(Store(tmp_path, "tiny-llada", "lists", facts).samples()) == len(lines) - 1
+    assert read(run()) == read(whole)
+
+
+def test_a_file_system_without_links_will_do(run, monkeypatch, whole):
+    def refuse(code):
+        def link(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "link", link)
+
+    refuse(errno.EIO)
+    with pytest.raises(DllmError, match=r"cannot be written to \(Input/output error"):
+        run()
+    refuse(errno.EPERM)
+    assert run(rank=1, world_size=2) is None
+    refuse(errno.EOPNOTSUPP)
+    assert read(run(rank=0, world_size=2)) == read(whole), "the head of the first stays"
 
 
 def test_a_launcher_says_which_share_is_ours(tmp_path, capsys, monkeypatch, whole):
@@ -257,7 +298,16 @@ def test_what_cannot_be_asked_is_one_line():
 
 
 def test_a_terminal_gets_a_bar(run):
+    run(limit=3, rank=1, world_size=2)
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    run(limit=3, console=console)
+    run(limit=3, world_size=2, console=console)
     text = console.file.getvalue()
-    assert "3/3" in text and re.search(r"lists: \d+\.\d % right \[\d+ to \d+\]", text)
+    assert "2/2" in text and "/3" not in text, "the rank's share"
+    assert re.search(r"lists: \d+\.\d % right \[\d+ to \d+\]", text)
+
+
+def test_equal_shares_have_an_interval_of_some_width():
+    assert results.interval([{"correct": 0.6}] * 5, "correct") == wilson(3, 5)
+    assert results.interval([{"correct": 0.5}], "correct") == wilson(0, 1)
+    low, high = results.interval([{"correct": 0.5}, {"correct": 0.75}] * 8, "correct")
+    assert high - low < 0.2, "what differs tells of its spread"
