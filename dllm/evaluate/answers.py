@@ -2,7 +2,7 @@
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -162,7 +162,7 @@ class Clock:
 
     def answer(self, index: int, prompt: str, rows: range) -> Answer:
         """The answer to a question whose rows are finished."""
-        texts, lengths = zip(*map(self.text, rows), strict=True)
+        texts, lengths = zip(*(text_of(self.run, row, self.run.settings.stop) for row in rows), strict=True)
         decoded = sum(
             len([place for place in self.decoding[row] if place < n]) for row, n in zip(rows, lengths, strict=True)
         )
@@ -180,15 +180,13 @@ class Clock:
             forwards=self.run.forwards,
         )
 
-    def text(self, row: int) -> tuple[str, int]:
-        """A finished row's text before its end of text and first stop string, and how many tokens make it up."""
-        run, decode = self.run, self.run.model.tokenizer.decode
-        completion, settings = run.schedule.finished[row], run.settings
-        end = run.schedule.requests[row].end(completion, settings.mask(run.spec), run.spec.eos_ids)
-        whole = decode(completion[:end], skip_special_tokens=True)
-        text = cut(whole, settings.stop)
-        if len(text) == len(whole):
-            return text, end
-        return text, bisect_left(
-            range(end), len(text), key=lambda n: len(decode(completion[:n], skip_special_tokens=True))
-        )
+
+def text_of(run: Run, row: int, stop: Sequence[str]) -> tuple[str, int]:
+    """A finished row's text before its end of text and first stop string, and how many tokens make it up."""
+    decode, completion = run.model.tokenizer.decode, run.schedule.finished[row]
+    end = run.schedule.requests[row].end(completion, run.settings.mask(run.spec), run.spec.eos_ids)
+    whole = decode(completion[:end], skip_special_tokens=True)
+    text = cut(whole, stop)
+    if len(text) == len(whole):
+        return text, end
+    return text, bisect_left(range(end), len(text), key=lambda n: len(decode(completion[:n], skip_special_tokens=True)))

@@ -8,7 +8,7 @@ from dllm.evaluate.finished import key_of
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """One finished answer and what it took."""
 
     text: str
@@ -36,7 +36,7 @@ def grouped(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def speed(new: Sequence[Answer], seconds: float, kept: int) -> list[str]:
+def speed(new: Sequence[Reply], seconds: float, kept: int) -> list[str]:
     """What show_speed prints: Fast-dLLM's lines, then what they leave open."""
     tokens, nfe, n = sum(a.answer_tokens for a in new), sum(a.nfe for a in new), len(new)
     empty = sum(not a.text.strip() for a in new)

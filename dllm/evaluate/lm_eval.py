@@ -8,7 +8,6 @@ is the harness's own command line with these names known to it; in Python import
 import logging
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -25,13 +24,16 @@ from tqdm import tqdm
 import dllm
 from dllm.doctor import conditions
 from dllm.errors import DllmError
+from dllm.evaluate.answers import text_of
 from dllm.evaluate.finished import Finished, key_of
-from dllm.evaluate.jobs import Answer, Job, grouped, speed
-from dllm.evaluate.likelihood import Pair, greedy, log_likelihoods
+from dllm.evaluate.jobs import Job, Reply, grouped, speed
+from dllm.evaluate.likelihood import Pair, check, greedy, log_likelihoods
 from dllm.evaluate.model_args import DEFAULTS, asked, opened, read, wraps
-from dllm.generation import cut, token_ids
+from dllm.generation import token_ids
 
 log = logging.getLogger(__name__)
+CHUNK = 4
+"""Batches of likelihoods that are finished together, which is the most that a kill loses."""
 
 
 class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
@@ -120,24 +122,26 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Decode every request's whole canvas, then cut the text at the first of its stop strings."""
-        jobs, began, new = self.jobs(requests), time.perf_counter(), list[Answer]()
+        jobs, new, spent = self.jobs(requests), list[Reply](), 0.0
         with (
             Finished(self.args.save_dir, f"rank_{self.rank}") as finished,
             bar(jobs, finished, disable_tqdm) as progress,
         ):
             for together in grouped([job for job in jobs if job.key not in finished.found]):
-                for job, answer in self.answers(together):
-                    finished.add(job.key, asdict(answer))
-                    new.append(answer)
+                before = spent
+                for job, reply, seconds in self.replies(together):
+                    finished.add(job.key, asdict(reply))
+                    new.append(reply)
+                    spent = before + seconds
                     progress.update()
-            found = [Answer(**finished.found[job.key]) for job in jobs]
-        if self.args.show_speed and (all_told := self.gather_object((new, time.perf_counter() - began, len(jobs)))):
-            every, seconds, asked_for = zip(*all_told, strict=True)
+            found = [Reply(**finished.found[job.key]) for job in jobs]
+        if self.args.show_speed and (all_told := self.gather_object((new, spent, len(jobs)))):
+            every, each_spent, asked_for = zip(*all_told, strict=True)
             whole = [*chain(*every)]
-            print("\n".join(speed(whole, max(seconds), sum(asked_for) - len(whole))), flush=True)
-        for request, answer in zip(requests, found, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, answer.text)
-        return [answer.text for answer in found]
+            print("\n".join(speed(whole, max(each_spent), sum(asked_for) - len(whole))), flush=True)
+        for request, reply in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, reply.text)
+        return [reply.text for reply in found]
 
     def jobs(self, requests: Sequence[Instance]) -> list[Job]:
         """The requests, each under a key that tells it from every other, and that it has in every run."""
@@ -153,48 +157,51 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
             seen[key] += 1  # the same question asked again draws other noise
         return jobs
 
-    def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Decode jobs of equal settings together; each comes back as soon as it is finished."""
+    def replies(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Reply, float]]:
+        """Decode jobs of equal settings together; each comes back once finished, with the engine's seconds so far."""
         names = [int(job.key[:15], 16) for job in jobs]
         run = dllm.stream(self.model, [job.prompt for job in jobs], chat=False, request_ids=names, **jobs[0].settings)
         told: set[int] = set()
         for _ in chain(run, [None]):  # the last rows are recorded when the run ends
             for index in sorted(run.schedule.finished.keys() - told):
                 told.add(index)
-                yield jobs[index], self.answer(jobs[index], run, index)
+                yield jobs[index], self.reply(jobs[index], run, index), run.seconds
 
-    def answer(self, job: Job, run: dllm.Run, index: int) -> Answer:
+    def reply(self, job: Job, run: dllm.Run, index: int) -> Reply:
         """What a run has decoded for one job."""
-        completion, eos = run.schedule.finished[index], self.model.spec.eos_ids
-        ids = completion[: next((i for i, token in enumerate(completion) if token in eos), len(completion))]
-        whole = self.tokenizer.decode(ids, skip_special_tokens=True)
-        text = cut(whole, [*job.until, *run.settings.stop])
-        n = len(ids) if text == whole else len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Answer(text, n, len(completion), run.counts["nfe"][index])
+        text, n = text_of(run, index, [*job.until, *run.settings.stop])
+        return Reply(text, n, len(run.schedule.finished[index]), run.counts["nfe"][index])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """LLaDA's Monte-Carlo estimate of each continuation's log-likelihood, and whether it is the greedy one."""
         args, scale = self.args, self.args.settings.get("cfg_scale", 0.0)
-        size = self.args.settings.get("batch_size", 16)
         settings = [str(args.pretrained), str(self.model.dtype), args.mc_num, scale, args.settings["seed"]]
         pairs = [self.pair(*request.args) for request in requests]
         jobs = [key_of("loglikelihood", *settings, args.is_check_greedy, asdict(pair)) for pair in pairs]
         with Finished(args.save_dir, f"rank_{self.rank}") as finished, bar(jobs, finished, disable_tqdm) as progress:
             new = {key: pair for key, pair in zip(jobs, pairs, strict=True) if key not in finished.found}
-            keys, left = list(new), list(new.values())
-            said = [False] * len(left)
-            if args.is_check_greedy:
-                said = greedy(self.model, left, cfg_scale=scale, batch_size=size)
-            values = log_likelihoods(
-                self.model, left, mc_num=args.mc_num, cfg_scale=scale, seed=args.settings["seed"], batch_size=size
-            )
-            for key, value, same in zip(keys, values, said, strict=True):
-                finished.add(key, [value, same])
+            for key, result in zip(new, self.likelihoods(list(new.values())), strict=True):
+                finished.add(key, result)
                 progress.update()
             found = [(float(value), bool(same)) for value, same in map(finished.found.__getitem__, jobs)]
         for request, result in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, result)
         return found
+
+    def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[tuple[float, bool]]:
+        """Each pair's log-likelihood, and whether it is the greedy one, some batches of them at a time."""
+        args = self.args
+        scale, size = args.settings.get("cfg_scale", 0.0), args.settings.get("batch_size", 16)
+        check(self.model, pairs)
+        for start in range(0, len(pairs), CHUNK * size):
+            some = pairs[start : start + CHUNK * size]
+            said = [False] * len(some)
+            if args.is_check_greedy:
+                said = greedy(self.model, some, cfg_scale=scale, batch_size=size)
+            values = log_likelihoods(
+                self.model, some, mc_num=args.mc_num, cfg_scale=scale, seed=args.settings["seed"], batch_size=size
+            )
+            yield from zip(values, said, strict=True)
 
     def pair(self, context: str, continuation: str) -> Pair:
         """Context and continuation as token ids, split where the context's own tokens end; spaces go to the right."""

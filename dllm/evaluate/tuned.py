@@ -52,8 +52,9 @@ def tune(
 
     folder: where finished cells are kept, so that a killed search goes on. lose: points of the headline, above 0.
     delta: the chance, in (0, 1), that the setting given loses more after all. n: questions asked, at random.
-    decoding: other settings, the same for all. Returns what `dllm.settings_file` writes. Raises DllmError for values
-    that cannot be.
+    decoding: other settings, the same for all. The proof is of one search: to run it again with other candidates on the
+    same held-out questions is outside it. Returns what `dllm.settings_file` reads. Raises DllmError for values that
+    cannot be.
     """
     if not 0 < lose < 100:
         raise DllmError(f"lose={lose} points cannot be proved; give more than 0 and less than 100.")
@@ -67,7 +68,10 @@ def tune(
         dllm.cache.make(candidate.cache)
     seen, held_out = split(task, n)
     method, where = Method.of(task, BASELINE.sampler, BASELINE.cache, **decoding), conditions(model, name)
-    facts = {key: where[key] for key in ("model", "device", "dtype")} | {"task": task.name, "protocol": task.protocol}
+    facts = {key: where[key] for key in ("model", "device", "dtype", "threads")} | {
+        "task": task.name,
+        "protocol": task.protocol,
+    }
     facts |= {key: value for key, value in method.facts().items() if key not in ("sampler", "cache")}
     with Finished(folder, "cells") as finished:
         bench = Bench(model, task, finished, facts, decoding, tell)
@@ -100,9 +104,9 @@ def split(task: Task, n: int | None) -> tuple[list[Question], list[Question]]:
 
 
 def used(settings: Settings) -> dict[str, Any]:
-    """The settings that are not the usual ones; the stop strings are the task's own."""
+    """What was tuned with, usual or not: it must stand over what a protocol says. The stop strings are the task's."""
     names = [f.name for f in fields(Settings) if f.init and f.name not in ("stop", "num_samples", "seed")]
-    return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(Settings, name)}
+    return {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
 
 
 def guarantee(bound: float | None, lose: float, delta: float, n: int, tested: int) -> str:

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the harness and of what it imports
 
 from dllm.evaluate import lm_eval as adapter  # noqa: E402  # only where the harness is installed
-from dllm.evaluate.jobs import Answer, speed  # noqa: E402
+from dllm.evaluate.jobs import Reply, speed  # noqa: E402
 
 TWO = """
 import json, sys
@@ -169,6 +169,48 @@ def test_finished_likelihoods_are_kept_too(tmp_path, monkeypatch):
     assert values[0] == values[1]
 
 
+def test_killed_likelihoods_go_on_after_the_last_chunk(tmp_path, monkeypatch):
+    args, asked = f"mc_num=2,save_dir={tmp_path}", {"greedy": [], "log_likelihoods": []}
+    whole = run(choices(), args="mc_num=2", batch_size=1, limit=3)
+
+    def spied(name, plain, most):
+        def call(model, pairs, **more):
+            if len(asked[name]) >= most:
+                raise Killed
+            asked[name].extend(pairs)
+            return plain(model, pairs, **more)
+
+        return call
+
+    plain = {name: getattr(adapter, name) for name in asked}
+    with monkeypatch.context() as patch:
+        for name, most in (("greedy", 2 * adapter.CHUNK), ("log_likelihoods", adapter.CHUNK)):
+            patch.setattr(adapter, name, spied(name, plain[name], most))
+        with pytest.raises(Killed):
+            run(choices(), args=args, batch_size=1, limit=3)
+    assert len((tmp_path / "rank_0.jsonl").read_text().splitlines()) == adapter.CHUNK
+    for name in asked:
+        asked[name].clear()
+        monkeypatch.setattr(adapter, name, spied(name, plain[name], 100))
+    again = run(choices(), args=args, batch_size=1, limit=3)
+    assert [len(pairs) for pairs in asked.values()] == [6 - adapter.CHUNK] * 2
+    values = [[s["resps"] for s in results["samples"]["made_up_choices"]] for results in (whole, again)]
+    assert values[0] == values[1]
+
+
+def test_speed_is_over_the_time_of_the_engine_alone(monkeypatch, tmp_path):
+    runs, told, stream = [], [], dllm.stream
+    monkeypatch.setattr(dllm, "stream", lambda *given, **more: runs.append(stream(*given, **more)) or runs[-1])
+    monkeypatch.setattr(adapter, "speed", lambda *given: told.append(given) or [])
+    args = f"gen_length=48,show_speed=True,save_dir={tmp_path}"
+    run(lists(), args=args, limit=2)
+    run(lists(), args=args, limit=4)
+    assert [(len(new), seconds, kept) for new, seconds, kept in told] == [
+        (2, runs[0].seconds, 0),
+        (2, runs[1].seconds, 2),
+    ]
+
+
 def test_show_speed_prints_the_words_that_people_look_for(capsys):
     results = run(lists(), args="gen_length=48,show_speed=True")
     out = capsys.readouterr().out
@@ -186,7 +228,7 @@ def test_processes_share_the_requests_and_add_up_what_they_took(tmp_path):
     script.write_text(TWO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    made = subprocess.run([*launch, str(here)], capture_output=True, text=True, env=env, check=False)
+    made = subprocess.run([*launch, str(here)], capture_output=True, text=True, env=env, check=False, timeout=300)
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout.splitlines()[-1]) == answers(run(lists()))
     assert "Answers decoded: 6," in made.stdout and made.stdout.count("Total NFE is") == 1
@@ -194,7 +236,7 @@ def test_processes_share_the_requests_and_add_up_what_they_took(tmp_path):
 
 def test_speed_without_a_new_answer_divides_by_nothing():
     assert "Tokens per second: 0.00" in speed([], 0.0, 5) and "Tokens per forward: 0.00" in speed([], 0.0, 5)
-    assert any("of which empty: 1;" in line for line in speed([Answer(" ", 0, 8, 2)], 1.0, 0))
+    assert any("of which empty: 1;" in line for line in speed([Reply(" ", 0, 8, 2)], 1.0, 0))
 
 
 def test_a_pair_is_split_where_the_context_ends():

@@ -52,6 +52,16 @@ def same_number(extracted: str, target: str) -> bool:
     return extracted != "NULL" and abs(float(extracted) - int(target)) < 1e-6
 
 
+def check_targets(rows: Sequence[Row], where: str) -> None:
+    """Raise DllmError unless each answer ends in what OpenCompass compares with."""
+    for index, row in enumerate(rows):
+        if not re.search(r"#### -?\d[\d,]*\s*$", row["answer"]):
+            raise DllmError(
+                f"the answer in row {index} of {where} does not end in '#### ' and a whole number, with which protocol "
+                "P4 compares; mend the row, or take another protocol."
+            )
+
+
 @dataclass(frozen=True)
 class GSM8K(Task):
     """One protocol on these rows."""
@@ -88,7 +98,7 @@ class GSM8K(Task):
         extracted = {"extracted": flexible, "strict": strict}
         if ACCURACY in self.metrics:
             number = last_number(answer)
-            found[ACCURACY] = int(same_number(number, target.split("#### ")[1].replace(",", "")))
+            found[ACCURACY] = int(same_number(number, target.rpartition("#### ")[2].replace(",", "")))
             extracted = {"extracted": number, "flexible": flexible, "strict": strict}
         return found | extracted
 
@@ -138,6 +148,8 @@ def task(name: str, protocol: str = "P1", data: str | None = None, shots: str | 
     if path and not p.examples:
         raise DllmError(f"shots={shots!r} is not for protocol {protocol}, which shows no examples; leave it out.")
     rows = gsm8k("test", data)
+    if p.turns:
+        check_targets(rows, data or "openai/gsm8k")
     return GSM8K(
         name,
         (ACCURACY, FLEXIBLE, STRICT) if p.turns else (FLEXIBLE, STRICT),

@@ -1,7 +1,7 @@
 """GSM8K's prompts and scores against lm-evaluation-harness's own, on invented problems."""
 
+import hashlib
 import json
-import os
 from functools import partial
 
 import pytest
@@ -69,25 +69,26 @@ def files(tmp_path_factory):
 
 
 def ours(protocol, files):
-    shots = {"P1": "train", "P5": "train", "P4": "config"}.get(protocol)
+    shots = {"P1": "train", "P5": "train", "P4": "config", "P3-base": "cot"}.get(protocol)
     return make("gsm8k", protocol=protocol, data=files["test"], shots=files.get(shots))
 
 
 @pytest.fixture(scope="module")
 def harness():
     """The function that makes lm-evaluation-harness's task from its own file, on rows of ours."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        from datasets import Dataset
+        from lm_eval.api.task import ConfigurableTask
 
-    def make_task(name, rows):
-        path = installed("lm_eval", f"tasks/gsm8k/{name}.yaml")
-        config, splits = yaml.safe_load(path.read_text()), {k: Dataset.from_list(v) for k, v in rows.items()}
-        task = ConfigurableTask(config=config | {"custom_dataset": lambda **_: splits})
-        task.set_fewshot_seed(1234)
-        return task
+        def make_task(name, rows):
+            path = installed("lm_eval", f"tasks/gsm8k/{name}.yaml")
+            config, splits = yaml.safe_load(path.read_text()), {k: Dataset.from_list(v) for k, v in rows.items()}
+            task = ConfigurableTask(config=config | {"custom_dataset": lambda **_: splits})
+            task.set_fewshot_seed(1234)
+            return task
 
-    return make_task
+        yield make_task
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,20 @@ def test_prompts_are_those_of_the_harness(protocol, name, shots, files, harness)
     assert (task.n_shots, list(task.stop)) == (shots, theirs.config.generation_kwargs["until"])
     patterns = {f.name: f.filters[0]().regex_pattern for f in theirs._filters}
     assert patterns == {"strict-match": task.strict, "flexible-extract": NUMBERS}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "digest"),
+    [("P1", "d7512e45b904"), ("P2", "ce7cf54547bc"), ("P3", "052cd9403e0d"),
+     ("P3-base", "c48e1901d8d8"), ("P4", "6d5aeed972b0"), ("P5", "e5a039a58a46")],
+)  # fmt: skip
+def test_the_wording_of_prompts_is_what_it_was(protocol, digest, files, tmp_path):
+    """Of three whole prompts, the chat template's part included; who changes one on purpose changes the hash."""
+    samples = [{"question": row["question"], "target": "So 7."} for row in invented(8, 900)]
+    shots = write(tmp_path / "cot.yaml", [{"fewshot_config": {"samples": samples}}])
+    task, tokenizer = ours(protocol, files | {"cot": shots}), dllm.load("tiny-llada").tokenizer
+    prompts = [rendered(tokenizer, question.prompt, task.chat)[0] for question in task.questions()]
+    assert len(prompts) == 3 and hashlib.sha256("\0".join(prompts).encode()).hexdigest()[:12] == digest, prompts[0]
 
 
 def test_opencompass_examples_are_turns(files):
@@ -189,6 +204,14 @@ def test_opencompass_takes_the_last_number(answer, number, right, files):
 
 
 # Errors
+
+
+@pytest.mark.parametrize("answer", ["So 7.", "#### 3.5", "#### none", "####7"])
+def test_opencompass_needs_a_whole_number_to_compare_with(answer, files, tmp_path):
+    data = write(tmp_path / "rows.jsonl", [*invented(2, 400), {"question": "How many?", "answer": answer}])
+    with pytest.raises(DllmError, match=r"the answer in row 2 of .*rows.jsonl does not end in '#### ' and a whole"):
+        make("gsm8k", protocol="P4", data=data, shots=files["config"])
+    assert len(make("gsm8k", protocol="P2", data=data).questions()) == 3
 
 
 def test_what_cannot_be_is_one_line(files, tmp_path, monkeypatch):
