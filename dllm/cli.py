@@ -239,20 +239,24 @@ def report(options: Namespace) -> int:
 
 
 def tell(paths: Sequence[str], as_json: bool, png: Path | None = None) -> None:
-    """Print finished evaluations beside each other, the first as the baseline."""
+    """Print finished evaluations beside each other, the first of each task as its baseline."""
     from dllm.evaluate import report
 
     runs = [report.read(path) for path in paths]
-    rows = [report.row(run, runs[0]) for run in runs]
+    firsts = {run.task: run for run in reversed(runs)}
+    rows = [report.row(run, firsts[run.task]) for run in runs]
     with replacing(png) as png_file:
         if png_file:
             report.to_png(rows, runs, png_file)
     if as_json:
-        print(json.dumps({"rows": rows}))
+        print(json.dumps({"rows": rows, "aup": report.areas(rows)}))
         return
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     out = Console(highlight=False, width=140 if piped else None)
-    out.print(report.table(rows))
+    for own in report.by_task(rows).values():
+        out.print(report.table(own))
+    told = ", ".join(f"{task} {area:.0f}" for task, area in report.areas(rows).items())
+    out.print(f"AUP of the front (accuracy in % under tokens per forward): {told}", soft_wrap=piped)
     for line in report.note(runs):
         out.print(line, style="dim", soft_wrap=piped)
 

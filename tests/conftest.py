@@ -35,6 +35,17 @@ def model(tiny):
     return tiny()
 
 
+@pytest.fixture(scope="session")
+def walled():
+    """Skips where the sandbox refuses to run, unless DLLM_TEST_SANDBOX says that it must not."""
+    from dllm.evaluate.sandbox import capabilities
+
+    if (how := capabilities()["files"]).startswith("none"):
+        if os.environ.get("DLLM_TEST_SANDBOX"):
+            pytest.fail(f"DLLM_TEST_SANDBOX is set, and the sandbox has no walls here: {how}")
+        pytest.skip("this machine has neither user namespaces nor Landlock: the sandbox refuses to run")
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
     """As users run the library: types are not checked at calls, so that a wrong one meets the library's own errors."""

@@ -18,6 +18,8 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 NOBODY = 65534
+COUNTED = 65533
+"""The kernel bounds every user's threads but root's: so root, who is nobody inside, runs programs in this name."""
 BOX = "/box"
 """With namespaces, the one place that the program can write to: in memory, of bounded size, gone with the program."""
 VIEW = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
@@ -63,10 +65,25 @@ def view() -> Iterator[str]:
 
 def enter_namespaces() -> None:
     """Give this process' children namespaces of their own, in which whoever runs this is nobody."""
-    uid, gid = os.geteuid(), os.getegid()
-    call("unshare", NEWUSER | NEWPID | NEWNS | NEWNET | NEWIPC)
+    uid, gid, parent = os.geteuid(), os.getegid(), os.getpid()
+    read, done = os.pipe()
+    if (outside := os.fork()) == 0:  # From inside one user can be mapped, from outside root can map two.
+        os.close(done)
+        if os.read(read, 1) and uid == 0:
+            with suppress(OSError):
+                write(f"/proc/{parent}/uid_map", f"{NOBODY} 0 1\n{COUNTED} {COUNTED} 1")
+                os._exit(0)
+        os._exit(1)
+    os.close(read)
+    try:
+        with open(done, "wb", 0) as told:
+            call("unshare", NEWUSER | NEWPID | NEWNS | NEWNET | NEWIPC)
+            told.write(b".")
+    finally:
+        _, failed = os.waitpid(outside, 0)
+    if failed:
+        write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
     write("/proc/self/setgroups", "deny")
-    write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
     write("/proc/self/gid_map", f"{NOBODY} {gid} 1")
 
 
@@ -116,7 +133,7 @@ def landlock() -> None:
     os.chdir("/usr")
 
 
-def drop_rights(limits: dict[str, int], seccomp: bytes) -> None:
+def drop_rights(limits: dict[str, int], walls: bytes, seccomp: bytes) -> None:
     """Set the limits; give up all capabilities and system calls that are not needed, without a way back."""
     call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3), (ctypes.c_uint32 * 6)())
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -126,6 +143,7 @@ def drop_rights(limits: dict[str, int], seccomp: bytes) -> None:
         (resource.RLIMIT_FSIZE, limits["disk"]),
         (resource.RLIMIT_NOFILE, limits["files"]),
         (resource.RLIMIT_CORE, 0),
+        *([(resource.RLIMIT_NPROC, limits["threads"])] if walls == b"namespaces" else []),
     ):
         hard = resource.getrlimit(kind)[1]
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -145,13 +163,15 @@ def wall_in(request: dict[str, Any], missing: str) -> bytes:
         if missing:
             raise OSError(0, missing)
         build_walls(limits["disk"])
+        with suppress(OSError):  # Whoever is not root has one name, and is counted.
+            os.setresuid(COUNTED, -1, -1)
     except OSError as error:
         walls = b"landlock"
         try:
             landlock()
         except OSError as too:
             raise OSError(0, f"{error.strerror}; Landlock: {too.strerror}") from None
-    drop_rights(limits, bytes.fromhex(request["seccomp"]))
+    drop_rights(limits, walls, bytes.fromhex(request["seccomp"]))
     if not os.access(os.__file__, os.R_OK):
         raise OSError(0, f"{os.__file__} can be read with root's rights only")
     return walls

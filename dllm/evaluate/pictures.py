@@ -98,20 +98,7 @@ def place_labels(renderer: Any, axes: Any, dots: Sequence[Dot], speed: str, pain
     spots.sort(key=lambda spot: abs(spot[0]) + 2 * abs(spot[1]))
     for dot, point in zip(dots, at, strict=True):
         for dx, dy in spots:
-            label = axes.annotate(
-                dot.label,
-                point,
-                (dx, dy),
-                textcoords="offset points",
-                ha="left" if dx > 0 else "right",
-                va="center",
-                bbox={"pad": 0.5, "fc": "white", "ec": "none", "alpha": 0.7},  # the front may pass behind it
-                fontsize=8,
-                color=paint[dot.colour],
-                arrowprops={"arrowstyle": "-", "color": paint[dot.colour], "lw": 0.5}
-                if abs(dx) + abs(dy) > 20
-                else None,
-            )
+            label = annotate(axes, dot.label, point, dx, dy, paint[dot.colour])
             label.update_positions(renderer)
             box = Text.get_window_extent(label, renderer)  # without the line to the dot
             inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
@@ -119,3 +106,21 @@ def place_labels(renderer: Any, axes: Any, dots: Sequence[Dot], speed: str, pain
                 taken.append(box)
                 break
             label.remove()
+        else:  # A label that covers another tells more than none; the axes need not make room for it.
+            annotate(axes, dot.label, point, *spots[0], paint[dot.colour]).set_in_layout(False)
+
+
+def annotate(axes: Any, text: str, point: tuple[float, float], dx: int, dy: int, colour: str) -> Any:
+    """A label so many points beside a dot, with a line to it if it is far."""
+    return axes.annotate(
+        text,
+        point,
+        (dx, dy),
+        textcoords="offset points",
+        ha="left" if dx > 0 else "right",
+        va="center",
+        bbox={"pad": 0.5, "fc": "white", "ec": "none", "alpha": 0.7},  # the front may pass behind it
+        fontsize=8,
+        color=colour,
+        arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5} if abs(dx) + abs(dy) > 20 else None,
+    )

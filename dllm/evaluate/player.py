@@ -12,6 +12,8 @@ Lines = list[dict[str, Any]]
 """A trace: its header, then a line for every change."""
 KEYS = {"request", "forward", "column", "token", "text", "confidence", "seconds"}
 """What the page needs of a change."""
+HEADER = {"requests", "settings", "mask_id", "eos_ids"}
+"""What it needs of the header."""
 
 
 def read(path: Path) -> Lines:
@@ -23,6 +25,10 @@ def read(path: Path) -> Lines:
         raise DllmError(f"{path} is no trace ({error}); dllm generate --trace FILE writes one.") from error
     if not lines or not isinstance(lines[0], dict) or lines[0].get("trace") != 1:
         raise DllmError(f"{path} does not begin with the header of a trace; dllm generate --trace FILE writes one.")
+    if missing := HEADER - {*lines[0]}:
+        raise DllmError(
+            f"the header of the trace {path} has no {', '.join(sorted(missing))}; dllm generate writes them."
+        )
     broken = next((n for n, line in enumerate(lines[1:], 2) if not isinstance(line, dict) or not {*line} >= KEYS), None)
     if broken:
         raise DllmError(f"line {broken} of {path} is no change of a trace; it needs {', '.join(sorted(KEYS))}.")

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from dllm.errors import DllmError
+from dllm.evaluate.front import aup, front
 from dllm.evaluate.pictures import SPEEDS, Dot, draw
 from dllm.evaluate.score import mcnemar, paired_bootstrap
 
@@ -25,6 +26,10 @@ class Run:
     results: dict[str, Any]
     samples: dict[str, dict[str, Any]]
     """By the question's id, in the order of the questions."""
+
+    @property
+    def task(self) -> str:
+        return str(self.results["facts"]["task"])
 
     @property
     def headline(self) -> str:
@@ -65,7 +70,7 @@ def row(run: Run, first: Run) -> dict[str, Any]:
     counts, timing, low_high = (run.results[name] for name in ("counts", "timing", "intervals"))
     figures = {
         "run": run.name,
-        "task": run.results["facts"]["task"],
+        "task": run.task,
         "protocol": run.results["facts"]["protocol"],
         "metric": run.headline,
         "n": len(run.samples),
@@ -166,11 +171,25 @@ def note(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
+def by_task(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each task, tasks in the order of their first rows."""
+    return {task: [r for r in rows if r["task"] == task] for task in dict.fromkeys(r["task"] for r in rows)}
+
+
+def areas(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The AUP of the front of each task."""
+    points = {
+        task: [(r["tokens_per_forward"], 100 * r["accuracy"]) for r in own] for task, own in by_task(rows).items()
+    }
+    return {task: round(aup(front(own)), 2) for task, own in points.items()}
+
+
 def to_png(rows: Sequence[dict[str, Any]], runs: Sequence[Run], path: Path) -> None:
-    """Accuracy with its interval against both speeds, a colour and a label for each run."""
-    dots = []
+    """Accuracy with its interval against both speeds, a row for each task, a colour and a label for each run."""
+    dots: dict[str, list[Dot]] = {}
     for r in rows:
         low, high = r["interval"]
         speeds = {name: r[name] for name in SPEEDS}
-        dots.append(Dot(r["run"], r["run"], "", accuracy=r["accuracy"], low=low, high=high, **speeds))
-    draw({f"{rows[0]['task']}, {rows[0]['metric']}": dots}, "\n".join(note(runs)), path)
+        dot = Dot(r["run"], r["run"], "", accuracy=r["accuracy"], low=low, high=high, **speeds)
+        dots.setdefault(f"{r['task']}, {r['metric']}", []).append(dot)
+    draw(dots, "\n".join(note(runs)), path)

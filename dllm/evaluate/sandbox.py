@@ -48,6 +48,8 @@ class Limits:
     """Address space, of all threads together; there is one process only."""
     files: int = 64
     """Open at any time."""
+    threads: int = 64
+    """At any time, with namespaces; with Landlock, and as root without CAP_SETUID, memory bounds them."""
     disk: int = 2**24
     """All files together; they lie in memory."""
     output: int = 2**14

@@ -36,6 +36,8 @@ REFUSED = {
     "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
     "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    # Back to a user whose threads are not counted.
+    "setuid": (105, 146), "setreuid": (113, 145), "setresuid": (117, 147),
     # Deep into the kernel.
     "unshare": (272, 97), "setns": (308, 268), "perf_event_open": (298, 241), "bpf": (321, 280),
     "userfaultfd": (323, 282), "syslog": (103, 116),

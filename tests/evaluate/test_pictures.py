@@ -64,3 +64,10 @@ def test_a_legend_tells_what_labels_do_not(tmp_path, seen, labels):
 def test_one_dot_at_the_edge(tmp_path, seen, right):
     draw({"copy": [dot(right=right, forward=0.0 if right == 0 else 3.0)]}, "", tmp_path / "one.png")
     assert len(seen[0][1].texts) == 1
+
+
+def test_a_label_that_fits_nowhere_is_written_all_the_same(tmp_path, seen):
+    draw(
+        {"copy": [dot("a name that is wider than the picture " * 9), dot("short", right=9)]}, "", tmp_path / "wide.png"
+    )
+    assert [[label.get_text()[:6] for label in axes.texts] for _, axes, _ in seen] == [["a name", "short"]] * 2

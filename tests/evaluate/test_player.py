@@ -13,6 +13,7 @@ from dllm import DllmError, Trace, stream
 from dllm.evaluate import player
 
 TEMPLATE = Path(player.__file__).with_suffix(".html").read_text(encoding="utf-8")
+HEADER = '{"trace": 1, "requests": [], "settings": {}, "mask_id": 0, "eos_ids": []}'
 AWKWARD = [
     "</script><script>boom()</script>",
     "<!--",
@@ -136,8 +137,9 @@ def test_512_columns_that_all_change_in_200_forwards_fit_into_a_megabyte():
         ("{", r"is no trace \(Expecting property name"),
         ('{"step": 0}', "does not begin with the header of a trace"),
         ("[1]", "does not begin with the header of a trace"),
-        ('{"trace": 1}\n{"forward": 1}', "line 2 of .* is no change of a trace; it needs column, confidence, forward"),
-        ('{"trace": 1}\n3', "line 2 of .* is no change"),
+        ('{"trace": 1, "settings": {}}', "the header of the trace .* has no eos_ids, mask_id, requests; dllm generate"),
+        (HEADER + '\n{"forward": 1}', "line 2 of .* is no change of a trace; it needs column, confidence, forward"),
+        (HEADER + "\n3", "line 2 of .* is no change"),
         (b"\xff", "is no trace"),
     ],
 )
@@ -182,7 +184,7 @@ def test_a_browser_plays_the_page(tmp_path):
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     got = subprocess.run(
-        [BROWSER, *flags, "--dump-dom", (tmp_path / "page.html").as_uri()], capture_output=True, timeout=60, check=True
+        [BROWSER, *flags, "--dump-dom", (tmp_path / "page.html").as_uri()], capture_output=True, timeout=300, check=True
     )
     log = json.loads(html.unescape(re.search(r'<pre id="log">(.*?)</pre>', got.stdout.decode(), re.DOTALL)[1]))
     places = {name: log[name]["value"] for name in ("begin", "one", "eleven", "ten", "end", "home")}

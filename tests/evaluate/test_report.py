@@ -13,6 +13,7 @@ import dllm
 from dllm.cli import main
 from dllm.errors import DllmError
 from dllm.evaluate import report
+from dllm.evaluate.front import aup, front
 from dllm.evaluate.runner import evaluate
 from dllm.evaluate.score import mcnemar, paired_bootstrap
 from dllm.evaluate.tasks import make
@@ -120,6 +121,21 @@ def test_a_picture_has_a_dot_for_each_run(right, tmp_path, monkeypatch):
         assert (dot.accuracy, dot.low, dot.high) == (row["accuracy"], *row["interval"])
         assert (dot.tokens_per_forward, dot.tokens_per_second) == (row["tokens_per_forward"], row["tokens_per_second"])
     assert all(row["run"] in told for row in rows) and (tmp_path / "new" / "a.png").read_text() == "png"
+
+
+def test_runs_of_several_tasks_are_compared_within_each(runs, tmp_path, monkeypatch, capsys):
+    drawn, folders = [], [str(runs / name) for name in ("static", "math", "threshold")]
+    monkeypatch.setattr(report, "draw", lambda *given: (drawn.append(given), given[-1].write_text("png")))
+    assert main(["report", *folders, "--json", "--png", str(tmp_path / "a.png")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert ["difference" in row for row in found["rows"]] == [False, False, True]
+    [(tasks, *_)] = drawn
+    dots = {name.split(",")[0]: [(d.tokens_per_forward, 100 * d.accuracy) for d in own] for name, own in tasks.items()}
+    assert list(map(len, dots.values())) == [2, 1]
+    assert found["aup"] == {name: pytest.approx(aup(front(own)), abs=0.01) for name, own in dots.items()}
+    assert main(["report", *folders]) == 0
+    out = capsys.readouterr().out
+    assert out.count("right") == 2 and re.search(r"^AUP of the front .*: lists \d+, math \d+$", out, re.MULTILINE)
 
 
 def test_shares_have_no_exact_test(runs, tmp_path):
