@@ -73,7 +73,8 @@ def test_a_run_is_compared_with_the_first_on_the_same_questions(right):
 
 
 def test_the_table_tells_a_speed_up_beside_both_absolute_figures(right, capsys, monkeypatch):
-    monkeypatch.chdir(right[0].parent)  # a long path would be folded
+    monkeypatch.chdir(right[0].parent)  # a long path would be folded, and so would a narrow table be
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert main(["report", *(folder.name for folder in right)]) == 0
     out = capsys.readouterr().out
     first, second = (line.split() for line in out.splitlines() if re.match(r"\S+ +6 ", line))
