@@ -141,10 +141,10 @@ def check_pair(sampler: Sampler, cache: Cache, drafts: int | str = 1) -> None:
             f"{cache} must know which columns come next before they are predicted, which {sampler} decides afterwards; "
             f"take another cache, or one of the samplers {', '.join(able)}."
         )
-    if drafts != 1 and sampler.needs().shadows and not sampler.needs().memory:
-        raise DllmError(f"{sampler} needs shadow rows, which drafts do not have; give drafts=1.")
     if drafts != 1 and sampler.needs().memory:
         raise DllmError(f"{sampler} remembers its steps, so that none can be drafted; give drafts=1.")
+    if drafts != 1 and sampler.needs().shadows:
+        raise DllmError(f"{sampler} needs shadow rows, which drafts do not have; give drafts=1.")
     if drafts != 1 and not cache.drafts:
         raise DllmError(
             f"{cache} keeps what the last step stored, which a draft cannot share; give drafts=1 or another cache."

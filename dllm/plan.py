@@ -71,18 +71,11 @@ class Plan:
             width = max(n, *(self.lengths[row] - self.starts[row] for row in rows if self.to_the_end[row]))
             far = torch.tensor([[bool(self.to_the_end[row])] for row in rows], device=index.device)
             begin = torch.tensor([self.starts[row] for row in rows], device=index.device)
-            near, column = Span(*self.widened(scope, width)), torch.arange(n, device=index.device)
-            ahead = Span.between(begin, stop, width)
+            column, ahead = torch.arange(width, device=index.device), Span.between(begin, stop, width)
+            near = Span(scope.columns[:, column.clamp(max=n - 1)], F.pad(scope.valid, (0, width - n)))
             span = Span(torch.where(far, ahead.columns, near.columns), torch.where(far, ahead.valid, near.valid))
-            place = torch.where(far, scope.columns - begin[:, None], column)
+            place = torch.where(far, scope.columns - begin[:, None], column[:n])
         return Batch(self, rows, index, drafts, scope, span, place)
-
-    @staticmethod
-    def widened(span: Span, width: int) -> tuple[Tensor, Tensor]:
-        """A span's columns and validity, padded to a width."""
-        n = span.columns.shape[1]
-        place = torch.arange(width, device=span.columns.device).clamp(max=n - 1)
-        return span.columns[:, place], F.pad(span.valid, (0, width - n))
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,13 @@ class Refreshed(Cache):
                 f"refresh={self.refresh!r} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
             )
 
+    @property
+    def drafts(self) -> bool:
+        return True
+
+    def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
+        return state.due(self.refresh) | self.step_columns(state, window)
+
     def steps_before_refresh(self, state: CacheState, full: Bool[Tensor, " R"]) -> Int[Tensor, " R"]:
         if self.refresh is None:
             return super().steps_before_refresh(state, full)
@@ -75,13 +82,6 @@ class Refreshed(Cache):
 @dataclass(frozen=True)
 class PrefixCache(Refreshed):
     """Keep what stands before the block, compute the block and all that follows (Fast-dLLM, arXiv:2505.22618)."""
-
-    @property
-    def drafts(self) -> bool:
-        return True
-
-    def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
-        return state.due(self.refresh) | self.step_columns(state, window)
 
     def step_columns(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         return (state.canvas.columns >= window.columns[:, :1]) & state.canvas.exists
@@ -97,13 +97,6 @@ class VicinityCache(Refreshed):
         super().__post_init__()
         if isinstance(self.look, bool) or not isinstance(self.look, int) or self.look < 0:
             raise DllmError(f"look={self.look!r} is not a number of columns; give 0 (the dual cache) or more.")
-
-    @property
-    def drafts(self) -> bool:
-        return True
-
-    def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
-        return state.due(self.refresh) | self.step_columns(state, window)
 
     def step_columns(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         column = state.canvas.columns
