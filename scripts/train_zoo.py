@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from card_zoo import card
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from zoo_objectives import Batch, causal_loss, masked_loss
 
-from dllm.cache.base import full_view
-from dllm.canvas import Span
 from dllm.loading import load
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
@@ -74,6 +72,7 @@ RECIPES = {
         cart=0.1,
         shape={"hidden": 128, "layers": 5, "heads": 4, "mlp": 352},
     ),
+    "tiny-ar": Recipe(family="Qwen2ForCausalLM", seed=2, steps=7000, start="tiny-dream", curriculum=1),
 }
 
 
@@ -86,10 +85,11 @@ def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
         "eos_token_id": ids["<|endoftext|>"],
         "pad_token_id": ids["<|endoftext|>"],
     }
-    if recipe.family == "DreamModel":
+    if recipe.family != "LLaDAModelLM":
+        masked = recipe.family != "Qwen2ForCausalLM"
         return {
             "architectures": [recipe.family],
-            "model_type": "Dream",
+            "model_type": "Dream" if masked else "qwen2",
             "hidden_size": shape["hidden"],
             "num_hidden_layers": shape["layers"],
             "num_attention_heads": shape["heads"],
@@ -102,7 +102,7 @@ def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
             "tie_word_embeddings": True,
             "use_sliding_window": False,
             "bos_token_id": ids["<|startoftext|>"],
-            **named,
+            **{key: value for key, value in named.items() if masked or key != "mask_token_id"},
         }
     return {
         "architectures": [recipe.family],
@@ -131,15 +131,6 @@ def texts(recipe: Recipe, n: int) -> Iterator[str]:
             problem = tasks.make(task, recipe.seed, index)
             yield problem.question
             yield problem.answer
-
-
-@dataclass
-class Batch:
-    """tokens: (B, L), prompt, answer, then end of text to the end; prompts and answers: their lengths (B,)."""
-
-    tokens: Tensor
-    prompts: Tensor
-    answers: Tensor
 
 
 def encode(recipe: Recipe, tokenizer: Any, pool: int) -> list[tuple[list[int], list[int]]]:
@@ -182,62 +173,12 @@ def batches(recipe: Recipe, tokenizer: Any, first: int) -> Iterator[Batch]:
             yield Batch(tokens, prompts, answers)
 
 
-def masks(batch: Batch, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which columns to mask, and each row's weight: one over the share of the answer that is masked.
-
-    LLaDA's objective (arXiv:2502.09992) with one masked share per row, spread evenly over (0, 1] in the batch, and with
-    exactly that share masked, which has less variance than masking each column with that probability.
-    """
-    n_rows, length = batch.tokens.shape
-    share = (torch.randperm(n_rows, generator=generator) + torch.rand(n_rows, generator=generator)) / n_rows
-    column = torch.arange(length)
-    answer = column >= batch.prompts[:, None]
-    order = torch.rand(n_rows, length, generator=generator).masked_fill(~answer, 2.0)
-    blockwise = torch.rand(n_rows, 1, generator=generator) < recipe.block_share
-    # Block-wise rows: columns before `start` are known, those after `stop` are masked, those between are drawn.
-    span = (batch.answers + 1)[:, None]
-    start = batch.prompts[:, None] + (torch.rand(n_rows, 1, generator=generator) * span).long()
-    stop = start + torch.randint(4, 33, (n_rows, 1), generator=generator)
-    order = torch.where(blockwise & answer & (column < start), order + 1.5, order)
-    order = torch.where(blockwise & (column >= stop), order - 1.5, order)
-    size = answer.sum(1)
-    open_columns = torch.where(blockwise[:, 0], ((column >= start) & (column < stop)).sum(1), size)
-    forced = torch.where(blockwise[:, 0], (column >= stop).sum(1), 0)
-    count = (forced + (share * open_columns).ceil()).clamp(min=1).minimum(size)
-    rank = order.argsort(1).argsort(1)
-    return rank < count[:, None], size / count
-
-
-def surroundings(known: Tensor, p: float) -> Tensor:
-    """(B, L): how much each column has known columns around it: half of Geometric(p) of each one's distance.
-
-    Dream's context-adaptive noise rescheduling of tokens (CART, arXiv:2508.15487).
-    """
-    distance = (torch.arange(known.shape[1])[:, None] - torch.arange(known.shape[1])).abs()
-    share = torch.where(distance > 0, 0.5 * p * (1 - p) ** (distance - 1.0), 0.0)
-    return known.float() @ share
-
-
 def loss_of(model: Transformer, batch: Batch, recipe: Recipe, step: int) -> Tensor:
-    """The weighted cross-entropy of the masked columns; the filling after the end of text counts a twentieth."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    masked, weight = masks(batch, recipe, generator)
-    span = Span.where(masked, int(masked.sum(1).max()))
-    noisy = batch.tokens.masked_fill(masked, model.spec.mask_id or 0)
-    n_rows, length = noisy.shape
-    device = model.device
-    on_device = Span(span.columns.to(device), span.valid.to(device))
-    logits = model(noisy.to(device), full_view(model.spec, [length] * n_rows, device), on_device)
-    targets = batch.tokens.gather(1, span.columns).to(device)
-    ce = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
-    filling = span.columns > (batch.prompts + batch.answers)[:, None]
-    if recipe.cart:
-        # The prompt counts as known, as in Dream. The weights are below 1; AdamW and Muon do not mind the scale.
-        weights = surroundings(~masked, recipe.cart).gather(1, span.columns)
-    else:
-        weights = weight[:, None]
-    scale = weights * span.valid * torch.where(filling, 0.05, 1.0)
-    return (ce * scale.to(device)).sum() / int((batch.answers + 1).sum())
+    """The objective of the recipe's family; what it draws depends on the seed and the step."""
+    if model.spec.attention == "causal":
+        return causal_loss(model, batch)
+    draw = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    return masked_loss(model, batch, recipe.block_share, recipe.cart, draw)
 
 
 class Trainer:
