@@ -1,13 +1,15 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
 api, compat, infill, verify, loading, cli, evaluate ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks, trace, spec
+engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
+       metrics, trace, spec
 drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan
 schedule ──► samplers, canvas, generation, settings, spec        propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
 hooks ──► canvas
-generation ──► spec, noise                 settings ──► spec                      trace, spec ──► canvas
+generation ──► metrics, spec, noise        settings ──► spec                      trace, spec ──► canvas
+metrics ──► spec
 options ──► errors                         canvas, noise, errors ──► nothing
 """
 
@@ -27,9 +29,10 @@ MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
     "spec": {"canvas", "errors"},
+    "metrics": {"spec"},
     "trace": {"canvas"},
     "settings": {"spec", "errors"},
-    "generation": {"spec", "noise", "errors"},
+    "generation": {"metrics", "spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
     "plan": {"canvas"},
     "pace": {"plan"},
@@ -50,6 +53,7 @@ MAY_IMPORT = {
             "forward",
             "generation",
             "hooks",
+            "metrics",
             "noise",
             "pace",
             "plan",

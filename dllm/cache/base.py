@@ -137,6 +137,8 @@ class Cache:
     """It must know which columns are revealed next, before they are predicted."""
     attentive: ClassVar[bool] = False
     """It looks at the attention of a forward, in which no shadow rows may take part."""
+    lossless: ClassVar[bool] = False
+    """What is predicted with it is what is predicted without a cache."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)

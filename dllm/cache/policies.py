@@ -1,6 +1,7 @@
 """No cache, and the two caches of Fast-dLLM (arXiv:2505.22618), each one method over the same store."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -41,6 +42,8 @@ class Storeless(CacheState):
 @dataclass(frozen=True)
 class NoCache(Cache):
     """Every forward computes every column, as LLaDA and Dream were published."""
+
+    lossless: ClassVar[bool] = True
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
         return Storeless(self, spec, canvas)
