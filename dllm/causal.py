@@ -45,6 +45,8 @@ def choose_drafter(draft: Any, k: int | None) -> Drafter | None:
     options = {} if k is None else {"k": k}
     if isinstance(draft, str):
         return dllm.speculate.make(draft, **options)
+    if isinstance(draft, Transformer):
+        return dllm.speculate.make("model", model=draft, **options)
     if draft is not None and not isinstance(draft, Drafter):
         names = ", ".join(dllm.speculate.DRAFTERS)
         raise DllmError(f"draft={draft!r} is neither a name nor a drafter nor a model; there are: {names}.")

@@ -5,10 +5,19 @@ from typing import Any
 from dllm import options
 from dllm.speculate.accept import RULES, Rule, rule
 from dllm.speculate.base import Context, Drafter, Drafting, Row
+from dllm.speculate.model import ModelDrafter
+from dllm.speculate.ngram import Ngram
+from dllm.speculate.recycling import Recycling
+from dllm.speculate.suffix import Suffix
 from dllm.speculate.tree import Tree
 
-DRAFTERS: dict[str, type[Drafter]] = {}
-ALIASES: dict[str, str] = {}
+DRAFTERS: dict[str, type[Drafter]] = {
+    "ngram": Ngram,
+    "recycling": Recycling,
+    "suffix": Suffix,
+    "model": ModelDrafter,
+}
+ALIASES = {"prompt_lookup": "ngram", "pld": "ngram", "token_recycling": "recycling", "draft_model": "model"}
 
 
 def make(name: str, **settings: Any) -> Drafter:

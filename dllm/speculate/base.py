@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from dllm.errors import DllmError
 from dllm.speculate.choose import Chooser
 from dllm.speculate.tree import Tree
 
@@ -51,6 +52,14 @@ class Context:
     """Most rows in flight."""
     length: int
     """Most tokens of a row, prompt included."""
+
+
+def check_counts(settings: Any, *names: str) -> None:
+    """Raise DllmError unless these fields are whole numbers of at least 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise DllmError(f"{name}={value!r} of {type(settings).__name__} must be a whole number of at least 1.")
 
 
 @dataclass(frozen=True)

@@ -104,20 +104,24 @@ class CausalRun:
         while self.waiting or self.rows:
             for rows in self.admit():
                 yield self.begin(rows)
+            self.retire()  # of an answer of one token
             if self.rows:
                 yield self.verify()
+                self.retire()
         self.seconds = time.perf_counter() - self.began
 
     def admit(self) -> list[list[Row]]:
-        """Give free slots to waiting prompts. Returns the new rows, grouped by similar lengths."""
-        new: list[Row] = []
-        while self.waiting and len(self.rows) < min(self.settings.batch_size, len(self.requests)):
-            index = self.waiting.popleft()
-            request = self.requests[index]
-            n = len(request.prompt)
-            new.append(Row(index, self.store.enter(), [*request.prompt], n, request.key, request.length))
-            self.rows.append(new[-1])
-        return [[new[i] for i in group] for group in together([row.prompt_length for row in new])]
+        """Give free slots to waiting prompts. Returns the new rows, grouped by similar lengths, in order of slots."""
+        free = min(self.settings.batch_size - len(self.rows), len(self.waiting))
+        new = [(index, self.requests[index]) for index in (self.waiting.popleft() for _ in range(free))]
+        groups = together([len(request.prompt) for _, request in new])
+        return [[self.enter(*new[i]) for i in group] for group in groups]
+
+    def enter(self, index: int, request: Request) -> Row:
+        """A row for a request, in the next slot."""
+        prompt = list(request.prompt)
+        self.rows.append(Row(index, self.store.enter(), prompt, len(prompt), request.key, request.length))
+        return self.rows[-1]
 
     @torch.no_grad()
     def begin(self, rows: list[Row]) -> Emitted:
@@ -148,7 +152,6 @@ class CausalRun:
                 wide = model.head(known) if wanted and wanted.prompt_logits else None
                 drafting.begin(row, wide, known if wanted and wanted.hidden else None)
             self.draft_seconds += time.perf_counter() - began
-        self.retire(rows)
         return Emitted(rows, new, [[0]] * len(rows), logits, [len(row.tokens) for row in rows])
 
     @torch.no_grad()
@@ -179,7 +182,7 @@ class CausalRun:
         for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
             path, tokens = tree.walk(accepted[i], chosen[i])
             new.append(self.emit(row, tokens))
-            paths.append(path[: len(new[i])])
+            paths.append(path[: len(new[i]) - 1])  # of tokens cut short the last one stands for the choice behind them
             at.append([0, *(node + 1 for node in path)][: len(new[i])])
             if row.request not in self.finished:
                 places = enumerate(paths[i])
@@ -193,7 +196,6 @@ class CausalRun:
                 n = 1 + len(tree)
                 drafting.observe(row, tree, logits[i, :n], hidden[i, :n] if wanted else None, paths[i])
             self.draft_seconds += time.perf_counter() - began
-        self.retire(rows)
         return Emitted(rows, new, at, logits, [len(row.tokens) for row in rows])
 
     def drafts(self, trees: list[Tree]) -> list[Tree]:
@@ -249,9 +251,9 @@ class CausalRun:
         text = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
         return any(stop in text for stop in self.settings.stop if stop)
 
-    def retire(self, rows: Sequence[Row]) -> None:
-        """Take the finished ones of these rows out."""
-        for row in sorted(rows, key=lambda row: -row.slot):
+    def retire(self) -> None:
+        """Take finished rows out."""
+        for row in reversed(list(self.rows)):
             if row.request in self.finished:
                 if self.drafting:
                     self.drafting.end(row)
