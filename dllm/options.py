@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -36,6 +36,9 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
         if option not in known:
             raise unknown(f"option of {kind} {name}", option, known)
         options[option] = convert(f"{name}:{option}", value, hints[option])
+    for f in fields(made):  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in options:
+            raise DllmError(f"the {kind} {name} needs {f.name}; give it as {name}:{f.name}=...")
     return made(**options)
 
 
