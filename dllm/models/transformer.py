@@ -36,13 +36,17 @@ class RMSNorm(nn.Module):
         return scaled
 
 
-Rotation = tuple[Float[Tensor, "B Q 1 D"], Float[Tensor, "B Q 1 D"]]
+Rotation = tuple[Float[Tensor, "#B Q 1 D"], Float[Tensor, "#B Q 1 D"]]
+"""Cosines and signed sines; one row of them may serve all."""
 
 
 def rotation(spec: ModelSpec, rows: Int[Tensor, "B Q"], dtype: torch.dtype) -> Rotation:
     """Cosines and signed sines of the angles at the absolute columns `rows`, in the dtype in which to rotate."""
     exponent = torch.arange(0, spec.head_dim, 2, device=rows.device, dtype=wide(dtype)) / spec.head_dim
-    angle = rows[..., None].to(wide(dtype)) * spec.rope_theta**-exponent
+    frequency = spec.rope_theta**-exponent
+    if spec.rope_scaling is not None:
+        frequency = spec.rope_scaling(frequency)
+    angle = rows[..., None].to(wide(dtype)) * frequency
     cos, sin = angle.cos(), angle.sin()
     tables = torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
     return tables if spec.rope_fp32 else (tables[0].to(dtype), tables[1].to(dtype))
