@@ -1,6 +1,7 @@
 """Fast parallel decoding of masked diffusion language models."""
 
 from dllm import cache, compat, samplers
+from dllm.adapt import adapt
 from dllm.api import generate, stream
 from dllm.canvas import Canvas, Span
 from dllm.engine import Run
@@ -23,6 +24,7 @@ __all__ = [
     "Step",
     "Trace",
     "Verification",
+    "adapt",
     "cache",
     "compat",
     "generate",

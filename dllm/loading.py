@@ -66,11 +66,15 @@ def in_blocks(spec: ModelSpec, block_length: int | None) -> ModelSpec:
     if spec.attention != "block":
         raise DllmError(
             f"block_length={block_length} is of block-causal models; the attention of this one is {spec.attention}; "
-            "leave it out (the blocks of a generation are an argument of generate)."
+            "leave it out (the blocks of a generation are an argument of generate; dllm.adapt opens a causal model)."
         )
+    check_block_length(block_length)
+    return replace(spec, block_length=block_length)
+
+
+def check_block_length(block_length: int) -> None:
     if isinstance(block_length, bool) or not isinstance(block_length, int) or block_length < 1:
         raise DllmError(f"block_length={block_length!r} must be a whole number of columns, at least 1.")
-    return replace(spec, block_length=block_length)
 
 
 def find(name: str, revision: str | None) -> Path:
