@@ -8,7 +8,7 @@ import dllm.samplers
 from dllm.cache.base import Cache
 from dllm.engine import Run
 from dllm.errors import DllmError, unknown
-from dllm.generation import Constraints, Generation, Prompt, Request, constrained, requests
+from dllm.generation import Constraints, Generation, Prompt, Request, check_lengths, constrained, requests
 from dllm.hooks import Hooks
 from dllm.samplers.base import Sampler
 from dllm.settings import ALIASES, NAMES, SAMPLER_ALIASES, Settings
@@ -126,7 +126,9 @@ def check_model(model: Any) -> None:
     if not isinstance(getattr(model, "spec", None), ModelSpec):
         raise DllmError(f"{type(model).__name__} is no model of ours; dllm.models.hf.wrap opens a transformers module.")
     if model.spec.attention == "causal":
-        raise DllmError("a causal model predicts one next token; it cannot fill a canvas of masks.")
+        raise DllmError(
+            "a causal model predicts one next token; it cannot fill masks. Give it to dllm.generate_causal."
+        )
 
 
 def check_pair(sampler: Sampler, cache: Cache, drafts: int | str = 1) -> None:
@@ -209,12 +211,8 @@ def start(
     if cache is None:
         cache = own_cache(model.spec) if not hooks else dllm.cache.NoCache()
     check_method(model, sampler, cache, settings, hooks)
-    for index, request in enumerate(asked):
-        if request.length > model.spec.max_length:
-            raise DllmError(
-                f"prompt {index} of {len(request.prompt)} tokens and gen_length={len(request.answer)} make "
-                f"{request.length}; the model's context is {model.spec.max_length}."
-            )
+    check_lengths(model, asked)
+    for request in asked:
         sampler.check(len(request.answer))
     return Run(model, asked, sampler, cache, settings, observers, hooks)
 

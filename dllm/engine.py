@@ -94,6 +94,20 @@ class Run:
                 yield step
                 self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
 
+    @property
+    def requests(self) -> list[Request]:
+        return self.schedule.requests
+
+    @property
+    def method(self) -> str:
+        """What decodes, in words."""
+        return str(self.sampler)
+
+    @property
+    def mask_id(self) -> int:
+        """What stands where nothing is decided."""
+        return self.schedule.canvas.mask_id
+
     def widths(self, plan: Plan) -> list[int]:
         """How wide each row's part of a forward is; where nothing is stored each draft is a row of its own."""
         return [plan.work(row) for row in range(len(plan.counts))] if self.states[0].keys else plan.counts
