@@ -19,7 +19,7 @@ from dllm.spec import ModelSpec
 def adapt(
     name: str | Path,
     *,
-    block_length: int,
+    block_length: int | None = None,
     mask_id: int | None = None,
     logits_shift: int = 1,
     adapter: str | Path | None = None,
@@ -37,6 +37,8 @@ def adapt(
 
     Raises DllmError for a model that is not causal, an adapter of another model or kind, and values that cannot be.
     """
+    if block_length is None:
+        raise DllmError("a causal model has no blocks; give block_length=, as in the training.")
     check_block_length(block_length)
     if logits_shift not in (0, 1):
         raise DllmError(f"logits_shift={logits_shift!r} must be 0 or 1.")
