@@ -1,9 +1,10 @@
 """Fast parallel decoding of masked diffusion language models."""
 
-from dllm import cache, compat, samplers
+from dllm import cache, compat, samplers, speculate
 from dllm.adapt import adapt
 from dllm.api import generate, stream
 from dllm.canvas import Canvas, Span
+from dllm.causal import generate_causal, stream_causal
 from dllm.engine import Run
 from dllm.errors import DllmError
 from dllm.generation import Generation
@@ -28,9 +29,12 @@ __all__ = [
     "cache",
     "compat",
     "generate",
+    "generate_causal",
     "infill",
     "load",
     "samplers",
+    "speculate",
     "stream",
+    "stream_causal",
     "verify",
 ]

@@ -1,6 +1,7 @@
 """An autoregressive checkpoint as a block-diffusion model: the same network under a mask of blocks.
 
-Fast-dLLM v2 (arXiv:2509.26328) and D2F (arXiv:2508.09192) are made so, by training it or an adapter under that mask.
+Fast-dLLM v2 (arXiv:2509.26328) and SDAR (arXiv:2510.06303) are made so, by a short training under that mask; a LoRA
+that was trained so, as those of D2F (arXiv:2508.09192), is merged into the weights.
 """
 
 from dataclasses import replace

@@ -94,6 +94,20 @@ class Run:
                 yield step
                 self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
 
+    @property
+    def requests(self) -> list[Request]:
+        return self.schedule.requests
+
+    @property
+    def method(self) -> str:
+        """What decodes, in words."""
+        return str(self.sampler)
+
+    @property
+    def mask_id(self) -> int:
+        """What stands where nothing is decided."""
+        return self.schedule.canvas.mask_id
+
     def widths(self, plan: Plan) -> list[int]:
         """How wide each row's part of a forward is; where nothing is stored each draft is a row of its own."""
         return [plan.work(row) for row in range(len(plan.counts))] if self.states[0].keys else plan.counts
@@ -118,7 +132,7 @@ class Run:
         columns = reduce(torch.logical_or, (state.plan(window) for state in self.states))
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
-        if settings.eotp is not None and narrow:
+        if settings.eotp is not None and narrow and self.spec.attention == "full":
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
         facts = {
             "done": at.done,
@@ -318,6 +332,8 @@ class Run:
         if eotp is not None:
             ends = p.undecided & torch.isin(p.tokens, self.schedule.eos) & (p.confidence >= eotp)
             ends &= p.span.columns >= canvas.free_from[index][:, None]
+            if self.spec.attention == "block":
+                ends &= p.block  # no more is computed without drafts
             beyond = canvas.tokens.shape[1]
             last = torch.where(ends, p.span.columns, beyond).amin(1)
             lengths, ended = lengths.minimum(last + 1), ends.any(1)

@@ -113,6 +113,16 @@ def named(
     return found
 
 
+def check_lengths(model: Model, asked: Sequence[Request]) -> None:
+    """Raise DllmError for a request that is longer than the model's context."""
+    for index, request in enumerate(asked):
+        if request.length > model.spec.max_length:
+            raise DllmError(
+                f"prompt {index} of {len(request.prompt)} tokens and gen_length={len(request.answer)} make "
+                f"{request.length}; the model's context is {model.spec.max_length}."
+            )
+
+
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one or many were given."""
     if isinstance(prompts, Tensor) and prompts.ndim in (1, 2):

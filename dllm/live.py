@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dllm.engine import Run
+from dllm.speculate.run import CausalRun
 from dllm.trace import Step, pieces
 
 MASK, END, FRESH = ("·", "dim"), ("∎", "dim"), "black on green"
@@ -29,9 +30,9 @@ class LiveView:
     pace: least seconds that a step stays on the screen. The run's clock stands still meanwhile.
     """
 
-    def __init__(self, run: Run, console: Console, pace: float = 0.0) -> None:
-        self.text, requests = pieces(run.model.tokenizer), run.schedule.requests
-        self.mask_id, self.end_ids = run.settings.mask(run.spec), run.spec.eos_ids
+    def __init__(self, run: Run | CausalRun, console: Console, pace: float = 0.0) -> None:
+        self.text, requests = pieces(run.model.tokenizer), run.requests
+        self.mask_id, self.end_ids = run.mask_id, run.spec.eos_ids
         self.starts = [len(request.prompt) for request in requests]
         self.answers = [list(request.answer) for request in requests]
         self.steps, self.revealed, self.forwards = [0] * len(requests), 0, 0

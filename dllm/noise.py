@@ -34,6 +34,10 @@ def request_id(prompt: Sequence[int], repeat: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
+OWN = 4
+"""The stream of noise of a drafter that must not meet the target's: `uniform`, `gumbel` and `trial` have 1, 2 and 3."""
+
+
 @dataclass(frozen=True)
 class Key:
     """Where the noise of a batch comes from."""
@@ -49,13 +53,17 @@ class Key:
         """A number in (0, 1) for every column, float64."""
         return _unit(self._hash(columns, 1))
 
-    def gumbel(self, columns: Int[Tensor, "B W"], vocab_size: int) -> Float[Tensor, "B W V"]:
-        """Standard Gumbel noise for every token at every column, float64.
+    def trial(self, columns: Int[Tensor, "B W"], rank: int) -> Float[Tensor, "B W"]:
+        """A number in (0, 1) for the rank-th draft that is tried at every column, float64."""
+        return _unit(mix(self._hash(columns, 3), torch.tensor(rank, device=columns.device)))
+
+    def gumbel(self, columns: Int[Tensor, "B W"], vocab_size: int, stream: int = 2) -> Float[Tensor, "B W V"]:
+        """Standard Gumbel noise for every token at every column, float64; streams are independent of each other.
 
         float64 because a coarse tail acts like a lower temperature (arXiv:2409.02908).
         """
         token = torch.arange(vocab_size, device=columns.device)
-        return -(-_unit(mix(self._hash(columns, 2)[..., None], token)).log()).log()
+        return -(-_unit(mix(self._hash(columns, stream)[..., None], token)).log()).log()
 
 
 def _unit(bits: Int[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -54,7 +54,7 @@ class ModelSpec:
     """Ids that end a text; the first is also what fills the canvas after the end."""
     attention: Literal["full", "block", "causal"] = "full"
     block_length: int = 0
-    """Of a block-causal model: set by its training. 0 for the others."""
+    """Of a block-causal model, whose blocks are counted from column 0: set by its training. 0 for the others."""
     logits_shift: int = 0
     """1: the row at column i predicts the token at i + 1 (models adapted from autoregressive ones)."""
     rope_theta: float = 10000.0
@@ -108,6 +108,10 @@ class ModelSpec:
         if self.attention == "causal":
             return columns
         return (columns // self.block_length + 1) * self.block_length - 1
+
+    def block_start(self, columns: Int[Tensor, "*S"]) -> Int[Tensor, "*S"]:
+        """The first column of the block in which each of these stands, in a block-causal model."""
+        return columns // self.block_length * self.block_length
 
     def window(self, span: Span) -> Span:
         """The rows to compute so that `span` is predicted and its keys and values are fresh.

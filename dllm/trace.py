@@ -101,12 +101,12 @@ def header(run: Any, settings: dict[str, Any]) -> dict[str, Any]:
             "answer_text": [piece(token) for token in answer],
             "nfe": nfe,
         }
-        for request, answer, nfe in zip(run.schedule.requests, done.completions, done.nfe.tolist(), strict=True)
+        for request, answer, nfe in zip(run.requests, done.completions, done.nfe.tolist(), strict=True)
     ]
     return {
         "trace": 1,
-        "settings": {"sampler": str(run.sampler)} | settings,
-        "mask_id": run.settings.mask(run.spec),
+        "settings": {"sampler": str(run.method)} | settings,
+        "mask_id": run.mask_id,
         "eos_ids": list(run.spec.eos_ids),
         "seconds": round(done.seconds, 6),
         "requests": requests,

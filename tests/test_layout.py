@@ -7,6 +7,8 @@ plan ──► canvas                            pace ──► plan
 schedule ──► samplers, canvas, generation, settings, spec        propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
 hooks ──► canvas
+speculate ──► cache, generation, models, propose, schedule, settings, trace, and what these import
+causal ──► speculate, generation, models, settings, trace, spec
 generation ──► spec, noise                 settings ──► spec                      trace, spec ──► canvas
 options ──► errors                         canvas, noise, errors ──► nothing
 """
@@ -20,6 +22,7 @@ import pytest
 
 from dllm.cache import CACHES
 from dllm.samplers import SAMPLERS
+from dllm.speculate import DRAFTERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
 LEAVES = {"errors": set(), "canvas": set(), "noise": set()}
@@ -40,6 +43,11 @@ MAY_IMPORT = {
     "samplers": {"canvas", "noise", "options", "errors"},
     "cache": {"canvas", "spec", "options", "errors"},
     "models": {"canvas", "spec", "errors"},
+    "speculate": {
+        *("cache", "canvas", "errors", "generation", "loading", "models", "noise", "options", "propose", "schedule"),
+        *("settings", "spec", "trace"),
+    },
+    "causal": {"errors", "generation", "models", "settings", "spec", "speculate", "trace"},
     "engine": {
         *(
             "cache",
@@ -105,7 +113,7 @@ def test_token_ids_stand_in_the_families_only():
                 assert not 100_000 <= node.value < 200_000, f"{path}:{node.lineno} {node.value}"
 
 
-@pytest.mark.parametrize("method", [*SAMPLERS.values(), *CACHES.values()])
+@pytest.mark.parametrize("method", [*SAMPLERS.values(), *CACHES.values(), *DRAFTERS.values()])
 def test_a_method_is_a_frozen_dataclass_that_names_its_source(method):
     assert is_dataclass(method) and method.__dataclass_params__.frozen
     told = f"{sys.modules[method.__module__].__doc__} {method.__doc__}"

@@ -23,10 +23,15 @@ def attention(
     k: Float[Tensor, "B L K D"],
     v: Float[Tensor, "B L K D"],
     visible: Bool[Tensor, "B 1 _ L"] | None,
+    causal: bool = False,
 ) -> Float[Tensor, "B Q H D"]:
-    """Softmax attention of every query to all visible keys; None means all of them. Query heads share K/V in groups."""
+    """Softmax attention of every query to all visible keys; None means all of them. Query heads share K/V in groups.
+
+    causal: query i sees the keys 0 .. i instead, which needs no mask in memory.
+    """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
+    shared = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=shared)
     return out.transpose(1, 2)
 
 
@@ -137,6 +142,10 @@ class Cache:
     """It must know which columns are revealed next, before they are predicted."""
     attentive: ClassVar[bool] = False
     """It looks at the attention of a forward, in which no shadow rows may take part."""
+    patterns: ClassVar[tuple[str, ...]] = ("full",)
+    """The patterns of attention that it was made for, as `ModelSpec.attention` names them."""
+    through: ClassVar[bool] = False
+    """No block begins with a refresh, so that drafts may go on from one block into the next (eager)."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)
@@ -159,29 +168,36 @@ class Cache:
         return torch.full_like(state.canvas.lengths, state.canvas.tokens.shape[1])
 
 
-class CacheState:
-    """The stored keys and values of one generation, (R, L, K, D) for every layer, and when each row was refreshed."""
+class Store:
+    """Keys and values of every layer, (R, L, K, D) each, after rotation."""
+
+    def __init__(self, spec: ModelSpec, n_rows: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (n_rows, length, spec.n_kv_heads, spec.head_dim)
+        # Zeros, not uninitialised memory: 0 x NaN would leak from columns that attention masks out.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.n_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.n_layers)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored keys and values: 2 · layers · rows · columns · kv heads · head width · dtype."""
+        return sum(stored.nbytes for stored in (*self.keys, *self.values))
+
+
+class CacheState(Store):
+    """The stored keys and values of one generation of a canvas, and when each row was refreshed."""
 
     view_class: type[StoredView] = StoredView
 
     def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
-        self.cache, self.spec, self.canvas = cache, spec, canvas
         n_rows, length = canvas.tokens.shape
-        shape = (n_rows, length, spec.n_kv_heads, spec.head_dim)
-        # Zeros, not uninitialised memory: 0 x NaN would leak from columns that attention masks out.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=canvas.tokens.device) for _ in range(spec.n_layers)]
+        super().__init__(spec, n_rows, length, dtype, canvas.tokens.device)
+        self.cache, self.spec, self.canvas = cache, spec, canvas
         self.block = torch.full_like(canvas.lengths, -1)
         """First column of the present block; -1 before the first forward. (R,)"""
         self.anchor = torch.full_like(canvas.lengths, -2)
         """The same at the last refresh; -2 before the first. (R,)"""
         self.age = torch.zeros_like(canvas.lengths)
         """Forwards since the last refresh, that one included. (R,)"""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the stored keys and values: 2 · layers · rows · columns · kv heads · head width · dtype."""
-        return sum(stored.nbytes for stored in (*self.keys, *self.values))
 
     def due(self, refresh: int | None) -> Bool[Tensor, "R 1"]:
         """Rows that moved to another block, or that were last refreshed `refresh` forwards ago."""

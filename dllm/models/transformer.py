@@ -114,10 +114,19 @@ class Transformer(nn.Module):
         return self.embed.weight.dtype
 
     def forward(self, tokens: Int[Tensor, "B L"], view: Any, span: Span) -> Float[Tensor, "B W V"]:
-        h = self.embed(tokens.gather(1, view.rows))
-        by = rotation(self.spec, view.positions, h.dtype)
-        for i in view.layers(len(self.layers)):
-            h = self.layers[i](i, view.enter(i, h), view, by)
+        by = rotation(self.spec, view.positions, self.dtype)
+        h = self.states(tokens.gather(1, view.rows), view, by)
         h = h.gather(1, view.find(self.spec.predictors(span))[..., None].expand(-1, -1, h.shape[-1]))  # (B, W, C)
         logits: Tensor = self.head(self.norm(h))
         return logits
+
+    def rotation(self, length: int) -> Rotation:
+        """The tables of the columns 0 .. length - 1, for one row."""
+        return rotation(self.spec, torch.arange(length, device=self.device)[None], self.dtype)
+
+    def states(self, tokens: Int[Tensor, "B Q"], view: Any, by: Rotation) -> Float[Tensor, "B Q C"]:
+        """What the last layer makes of these tokens, the rows of a view: before the norm and the head."""
+        h: Tensor = self.embed(tokens)
+        for i in view.layers(len(self.layers)):
+            h = self.layers[i](i, view.enter(i, h), view, by)
+        return h

@@ -294,6 +294,13 @@ def test_an_answer_does_not_depend_on_the_batch(tiny, sampler):
     assert together.completions == alone
 
 
+def test_a_mixture_in_blocks_decodes_the_same_from_the_exact_cache():
+    ours = pair("llada2")[1].double()
+    ours.spec = replace(ours.spec, block_length=4)
+    runs = [dllm.generate(ours, cases.PROMPTS, cache=cache, **cases.SHAPE) for cache in ("none", "exact")]
+    assert runs[0].completions == runs[1].completions and runs[1].rows.sum() < runs[0].rows.sum()
+
+
 def published(config: dict) -> tuple[Transformer, dict[str, Tensor]]:
     family = FAMILIES[config["architectures"][0]]
     with torch.device("meta"):

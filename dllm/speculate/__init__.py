@@ -1,0 +1,28 @@
+"""The drafters by name. To add one: a file beside these, an entry here, a row in tests/speculate/test_drafters.py."""
+
+from typing import Any
+
+from dllm import options
+from dllm.speculate.accept import RULES, Rule, rule
+from dllm.speculate.base import Context, Drafter, Drafting, Row
+from dllm.speculate.model import ModelDrafter
+from dllm.speculate.ngram import Ngram
+from dllm.speculate.recycling import Recycling
+from dllm.speculate.suffix import Suffix
+from dllm.speculate.tree import Tree
+
+DRAFTERS: dict[str, type[Drafter]] = {
+    "ngram": Ngram,
+    "recycling": Recycling,
+    "suffix": Suffix,
+    "model": ModelDrafter,
+}
+ALIASES = {"prompt_lookup": "ngram", "pld": "ngram", "token_recycling": "recycling", "draft_model": "model"}
+
+
+def make(name: str, **settings: Any) -> Drafter:
+    """A drafter from its name: make("ngram", k=5), or make("ngram:k=5")."""
+    return options.make("drafter", DRAFTERS, ALIASES, name, **settings)
+
+
+__all__ = ["DRAFTERS", "RULES", "Context", "Drafter", "Drafting", "Row", "Rule", "Tree", "make", "rule"]

@@ -1,0 +1,301 @@
+"""The one loop of autoregressive decoding: draft a tree, verify it in one forward, emit what is accepted.
+
+Without a drafter every tree is empty, and a step is a plain one. Shape letters: B rows in flight, Q nodes of the widest
+tree, its root included, V vocabulary, C hidden, W tokens emitted by the row that emits most.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dllm.cache.causal import CausalStore
+from dllm.canvas import Span
+from dllm.errors import DllmError
+from dllm.generation import Generation, Request
+from dllm.models.transformer import Transformer
+from dllm.schedule import together
+from dllm.settings import Settings
+from dllm.speculate.accept import Rule
+from dllm.speculate.base import Context, Drafter, Row
+from dllm.speculate.choose import Chooser
+from dllm.speculate.tree import Nodes, Tree
+from dllm.trace import Observer, Step
+
+UNDECIDED = -1
+"""What stands in a column of an answer before its token is chosen."""
+PLAIN = Tree()
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What one forward brought: the new tokens of its rows, and the logits that they were chosen from."""
+
+    rows: list[Row]
+    tokens: list[list[int]]
+    nodes: list[list[int]]
+    """Of every token, which node of its row's tree predicted it; the root is 0."""
+    logits: Float[Tensor, "B Q V"]
+    stops: list[int]
+    """The columns behind the rows' last tokens."""
+
+
+class CausalRun:
+    """One generation in progress: iterate to take steps, then ask for the result."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        requests: Sequence[Request],
+        drafter: Drafter | None,
+        rule: Rule,
+        settings: Settings,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.model, self.spec, self.requests = model, model.spec, list(requests)
+        self.drafter, self.rule, self.settings, self.observers = drafter, rule, settings, observers
+        self.began = time.perf_counter()
+        self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
+        names = ("nfe", "rows", "columns", "refreshes", "steps", "drafted")
+        self.counts = {name: [0] * len(requests) for name in names}
+        """Of every request, as `Generation` tells them."""
+        self.waiting = deque(range(len(requests)))
+        self.rows: list[Row] = []
+        """The rows in flight, by their slots."""
+        self.finished: dict[int, list[int]] = {}
+        self.eos = frozenset(self.spec.eos_ids if settings.eos_early_stop else ())
+        named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
+        self.choose = Chooser(settings, torch.arange(named, self.spec.vocab_size, device=model.device))
+        most, longest = min(settings.batch_size, len(requests)), max(request.length for request in requests)
+        self.store = CausalStore(model, most, longest)
+        self.drafting = None
+        if drafter is not None:
+            self.drafting = drafter.start(Context(model, self.choose, rule.coupled, most, longest))
+
+    @property
+    def method(self) -> str:
+        """What decodes, in words."""
+        return "autoregressive" if self.drafter is None else f"{self.drafter}, {self.rule}"
+
+    @property
+    def mask_id(self) -> int:
+        """What stands where nothing is decided."""
+        return UNDECIDED
+
+    def __iter__(self) -> Iterator[Step]:
+        for emitted in self.emissions():
+            given = time.perf_counter()
+            yield self.tell(emitted)
+            self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
+
+    def finish(self) -> Generation:
+        """Take all steps; what nobody observes is not told."""
+        for emitted in self.emissions():
+            if self.observers:
+                self.tell(emitted)
+        return self.result()
+
+    def emissions(self) -> Iterator[Emitted]:
+        """The forwards, one after the other: new rows enter, then all rows in flight go on together."""
+        while self.waiting or self.rows:
+            for rows in self.admit():
+                yield self.begin(rows)
+            self.retire()  # of an answer of one token
+            if self.rows:
+                yield self.verify()
+                self.retire()
+        self.seconds = time.perf_counter() - self.began
+
+    def admit(self) -> list[list[Row]]:
+        """Give free slots to waiting prompts. Returns the new rows, grouped by similar lengths, in order of slots."""
+        free = min(self.settings.batch_size - len(self.rows), len(self.waiting))
+        new = [(index, self.requests[index]) for index in (self.waiting.popleft() for _ in range(free))]
+        groups = together([len(request.prompt) for _, request in new])
+        return [[self.enter(*new[i]) for i in group] for group in groups]
+
+    def enter(self, index: int, request: Request) -> Row:
+        """A row for a request, in the next slot."""
+        prompt = list(request.prompt)
+        self.rows.append(Row(index, self.store.enter(), prompt, len(prompt), request.key, request.length))
+        return self.rows[-1]
+
+    @torch.no_grad()
+    def begin(self, rows: list[Row]) -> Emitted:
+        """Compute the prompts of new rows and choose their first tokens."""
+        began, model, drafting = time.perf_counter(), self.model, self.drafting
+        widest = max(row.prompt_length for row in rows)
+        tokens = [row.tokens + [0] * (widest - row.prompt_length) for row in rows]
+        states = self.store.begin([row.slot for row in rows], torch.tensor(tokens, device=model.device))
+        wanted = self.drafter if self.drafter and (self.drafter.prompt_logits or self.drafter.hidden) else None
+        ends = [row.prompt_length - 1 for row in rows]
+        if not wanted:
+            states = states[torch.arange(len(rows), device=states.device), torch.tensor(ends, device=states.device)]
+            states = states[:, None]
+        hidden = model.norm(states)
+        at = torch.tensor(ends, device=states.device)[:, None, None]
+        last = hidden.gather(1, at.expand(-1, 1, hidden.shape[2])) if wanted else hidden
+        logits = model.head(last)
+        self.forward_seconds += time.perf_counter() - began
+        self.count(rows, [row.prompt_length for row in rows], [row.prompt_length for row in rows], [0] * len(rows))
+        chosen = self.choose(logits, [row.key for row in rows], ends).tolist()
+        for row in rows:
+            self.counts["refreshes"][row.request] += 1
+        new = [self.emit(row, first) for row, first in zip(rows, chosen, strict=True)]
+        if drafting:
+            began = time.perf_counter()
+            for i, row in enumerate(rows):
+                known = hidden[i, : row.prompt_length] if wanted else None
+                wide = model.head(known) if wanted and wanted.prompt_logits else None
+                drafting.begin(row, wide, known if wanted and wanted.hidden else None)
+            self.draft_seconds += time.perf_counter() - began
+        return Emitted(rows, new, [[0]] * len(rows), logits, [len(row.tokens) for row in rows])
+
+    @torch.no_grad()
+    def verify(self) -> Emitted:
+        """Draft for all rows in flight, verify the trees in one forward, and emit what is accepted."""
+        rows, drafting = list(self.rows), self.drafting
+        trees = [PLAIN] * len(rows)
+        if drafting:
+            began = time.perf_counter()
+            trees = self.drafts(drafting.draft(rows))
+            self.draft_seconds += time.perf_counter() - began
+        began = time.perf_counter()
+        starts = [len(row.tokens) - 1 for row in rows]
+        nodes = Nodes.of([row.tokens[-1] for row in rows], starts, trees, self.model.device)
+        hidden = self.model.norm(self.store.extend(starts, nodes.tokens, nodes.depth, nodes.ancestors))
+        logits = self.model.head(hidden)
+        self.forward_seconds += time.perf_counter() - began
+        sizes = [len(tree) for tree in trees]
+        self.count(rows, [1 + n for n in sizes], [c + 1 + n for c, n in zip(starts, sizes, strict=True)], sizes)
+        keys = [row.key for row in rows]
+        if nodes.width == 1:
+            chosen, accepted = self.choose(logits, keys, starts).tolist(), [[True]] * len(rows)
+        else:
+            verdict = self.rule(nodes, logits, self.choose, keys)
+            chosen, accepted = torch.stack((verdict[0], verdict[1].long())).tolist()
+        new, at, moves = [], [], []
+        paths = []
+        for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
+            path, tokens = tree.walk(accepted[i], chosen[i])
+            new.append(self.emit(row, tokens))
+            paths.append(path[: len(new[i]) - 1])  # of tokens cut short the last one stands for the choice behind them
+            at.append([0, *(node + 1 for node in path)][: len(new[i])])
+            if row.request not in self.finished:
+                places = enumerate(paths[i])
+                moves += [(row.slot, starts[i] + 1 + node, starts[i] + 1 + to) for to, node in places if to != node]
+        if moves:
+            self.store.move(*map(list, zip(*moves, strict=True)))
+        if drafting:
+            began = time.perf_counter()
+            wanted = self.drafter is not None and self.drafter.hidden
+            for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
+                n = 1 + len(tree)
+                drafting.observe(row, tree, logits[i, :n], hidden[i, :n] if wanted else None, paths[i])
+            self.draft_seconds += time.perf_counter() - began
+        return Emitted(rows, new, at, logits, [len(row.tokens) for row in rows])
+
+    def drafts(self, trees: list[Tree]) -> list[Tree]:
+        """The trees that a drafter made, without what lies beyond the end of their rows."""
+        if len(trees) != len(self.rows):
+            raise DllmError(f"{self.drafter} returned {len(trees)} trees for {len(self.rows)} rows; give one for each.")
+        for token in (token for tree in trees for token in tree.tokens if not 0 <= token < self.spec.vocab_size):
+            raise DllmError(
+                f"{self.drafter} drafted the token id {token}; the target's vocabulary has {self.spec.vocab_size}."
+            )
+        return [tree.upto(row.room) for tree, row in zip(trees, self.rows, strict=True)]
+
+    def count(self, rows: list[Row], computed: list[int], attended: list[int], drafted: list[int]) -> None:
+        """One forward: of each row the positions it computed, the columns they could see, and the drafted nodes."""
+        self.forwards += 1
+        for row, n_rows, columns, n_drafted in zip(rows, computed, attended, drafted, strict=True):
+            self.counts["nfe"][row.request] += 1
+            self.counts["rows"][row.request] += n_rows
+            self.counts["columns"][row.request] += columns
+            self.counts["drafted"][row.request] += n_drafted
+
+    def emit(self, row: Row, tokens: list[int]) -> list[int]:
+        """Add tokens to a row, up to its end of text, its limit or a stop string. Returns those that were added."""
+        room = row.limit - len(row.tokens)
+        n = next((i + 1 for i, token in enumerate(tokens[:room]) if token in self.eos), min(len(tokens), room))
+        if UNDECIDED in tokens[:n]:
+            raise DllmError(
+                f"the model returned NaN logits for prompt {row.request} at column {len(row.tokens)}; "
+                f"check the weights, or run in a wider dtype than {self.model.dtype}."
+            )
+        row.tokens += tokens[:n]
+        over = self.beyond_stop(row, n)
+        if over is not None:
+            n -= over
+            del row.tokens[len(row.tokens) - over :]
+        self.counts["steps"][row.request] += n
+        if over is not None or row.tokens[-1] in self.eos or len(row.tokens) == row.limit:
+            self.finished[row.request] = row.tokens[row.prompt_length :]
+        return tokens[:n]
+
+    def beyond_stop(self, row: Row, n: int) -> int | None:
+        """How many of a row's last n tokens stand behind the one that completes a stop string; None without one."""
+        if not self.settings.stop or self.model.tokenizer is None:
+            return None
+        answer = row.tokens[row.prompt_length :]
+        # A character is at most 4 bytes and a token at least one: what the new tokens complete begins within the tail.
+        if not self.stops(answer[-(n + 4 * max(map(len, self.settings.stop))) :]):
+            return None
+        return next((over for over in range(n - 1, -1, -1) if self.stops(answer[: len(answer) - over])), None)
+
+    def stops(self, tokens: list[int]) -> bool:
+        """Whether the text of these tokens holds a stop string."""
+        text = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
+        return any(stop in text for stop in self.settings.stop if stop)
+
+    def retire(self) -> None:
+        """Take finished rows out."""
+        for row in reversed(list(self.rows)):
+            if row.request in self.finished:
+                if self.drafting:
+                    self.drafting.end(row)
+                self.store.leave(row.slot)
+                last = self.rows.pop()
+                if last is not row:
+                    last.slot = row.slot
+                    self.rows[row.slot] = last
+
+    def tell(self, emitted: Emitted) -> Step:
+        """A forward as a step: its new tokens where nothing was decided. Observers are told."""
+        device, width = emitted.logits.device, max(map(len, emitted.tokens))
+        sizes = [len(tokens) for tokens in emitted.tokens]
+        after = torch.tensor([tokens + [UNDECIDED] * (width - len(tokens)) for tokens in emitted.tokens], device=device)
+        nodes = torch.tensor([at + [0] * (width - len(at)) for at in emitted.nodes], device=device)
+        stop = torch.tensor(emitted.stops, device=device)
+        span = Span.between(stop - torch.tensor(sizes, device=device), stop, width)
+        logits = emitted.logits.gather(1, nodes[..., None].expand(-1, -1, emitted.logits.shape[2]))
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        confidence = precise.softmax(-1).gather(-1, after.clamp(min=0)[..., None]).squeeze(-1)
+        before = torch.full_like(after, UNDECIDED)
+        requests, seconds = [row.request for row in emitted.rows], time.perf_counter() - self.began
+        step = Step(self.forwards - 1, requests, span, before, after, confidence, seconds, UNDECIDED)
+        for observer in self.observers:
+            observer(step)
+        return step
+
+    def result(self) -> Generation:
+        """What was generated. Raises RuntimeError while rows are still in progress."""
+        if len(self.finished) < len(self.requests):
+            done = len(self.finished)
+            raise RuntimeError(f"{done} of {len(self.requests)} rows are finished; take all steps first.")
+        return Generation.of(
+            self.requests,
+            [self.finished[i] for i in range(len(self.requests))],
+            model=self.model,
+            mask_id=UNDECIDED,
+            stop=self.settings.stop,
+            counts=self.counts,
+            kv_bytes=self.store.nbytes,
+            forwards=self.forwards,
+            seconds=self.seconds,
+            forward_seconds=self.forward_seconds,
+            seed=self.settings.noise_seed,
+        )
