@@ -3,6 +3,7 @@
 Reads config.json and safetensors only: nothing is unpickled, and no code of a checkpoint is run.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,17 @@ from dllm.errors import DllmError, unknown
 from dllm.models import FAMILIES
 from dllm.models.family import Config, Family
 from dllm.models.transformer import Transformer
+from dllm.options import read
 from dllm.spec import ModelSpec
 from dllm.weights import check, fill, line, read_json, survey
 
 ZOO = Path(__file__).parent / "zoo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
+
+OPTIONS = {"block_length": int, "mask_id": int, "logits_shift": int, "adapter": str}
+"""What may stand behind a model's name."""
 
 
 def load(
@@ -35,11 +41,18 @@ def load(
     name: of a bundled model ("tiny-llada"), a folder, or a hub id. device: default the GPU if there is one. dtype:
     default the checkpoint's on a GPU and float32 on a CPU. block_length: of a block-causal model, in columns; default
     the config's or the family's, which not every checkpoint was trained with. progress: show a bar while the weights
-    are read. Raises DllmError if the folder is incomplete, of an unknown family, or holds other tensors than its config
-    says.
+    are read. Behind the name may stand options, as the command line has them: "SDAR-8B:block_length=16", and those of
+    `dllm.adapt`: "Qwen2.5-7B:block_length=32,mask_id=151665,adapter=FOLDER". Raises DllmError if the folder is
+    incomplete, of an unknown family, or holds other tensors than its config says.
     """
+    name, options = split_name(str(name), {} if block_length is None else {"block_length": block_length})
+    if options.keys() - {"block_length"}:
+        from dllm.adapt import adapt  # which loads a model first
+
+        return adapt(name, **options, device=device, dtype=dtype, revision=revision, progress=progress)
+    block_length = options.get("block_length")
     device, wanted = device_of(device), dtype_of(dtype)
-    folder = find(str(name), revision)
+    folder = find(name, revision)
     config = read_config(folder)
     family = family_of(config, folder)
     spec = in_blocks(family.spec(config), block_length)
@@ -57,6 +70,14 @@ def load(
     model.requires_grad_(False).to(wanted)
     fill(model, family, stored, device, progress)
     return model.eval()
+
+
+def split_name(name: str, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A model's name, and the options that stand behind its colon or are given otherwise."""
+    if Path(name).expanduser().exists():
+        return name, dict(given)
+    name, _, text = name.partition(":")
+    return name, read("model", name, text, given, OPTIONS)
 
 
 def in_blocks(spec: ModelSpec, block_length: int | None) -> ModelSpec:
