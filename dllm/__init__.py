@@ -1,6 +1,7 @@
 """Fast parallel decoding of masked diffusion language models."""
 
 from dllm import cache, compat, samplers, speculate
+from dllm.adapt import adapt
 from dllm.api import generate, stream
 from dllm.canvas import Canvas, Span
 from dllm.causal import generate_causal, stream_causal
@@ -24,6 +25,7 @@ __all__ = [
     "Step",
     "Trace",
     "Verification",
+    "adapt",
     "cache",
     "compat",
     "generate",

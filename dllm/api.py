@@ -163,16 +163,39 @@ def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Setting
         raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
     if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:
         raise DllmError("eotp waits for the model's one end of text, which logits_eos_inf forbids; leave out one.")
+    check_blocks(model.spec, cache, settings.block_length)
     drafts = settings.drafts or sampler.needs().drafts
     check_pair(sampler, cache, drafts)
     if drafts != 1 and hooks:
         raise DllmError(f"hooks see every step, of which drafts={drafts} takes several at a time; give drafts=1.")
     if settings.eager and drafts == 1:
         raise DllmError(f"eager=True drafts the next block, but {sampler} has no drafts; give drafts=2 or more.")
-    if settings.eager and not isinstance(cache, dllm.cache.NoCache):
+    if settings.eager and not cache.through:
         raise DllmError(f"eager=True drafts the next block, which {cache} begins with a refresh; give cache='none'.")
     if hooks and not isinstance(cache, dllm.cache.NoCache):
         raise DllmError(f"hooks see and change whole rows, which {cache} would not notice; give cache='none'.")
+
+
+def own_cache(spec: ModelSpec) -> Cache:
+    """The cache of a model for which none is named."""
+    if not spec.cacheable:
+        return dllm.cache.NoCache()
+    return dllm.cache.ExactCache() if spec.attention == "block" else dllm.cache.DualCache()
+
+
+def check_blocks(spec: ModelSpec, cache: Cache, block_length: int | None) -> None:
+    """Raise DllmError unless cache and blocks suit the model's pattern of attention."""
+    if spec.attention not in cache.patterns:
+        instead = "'exact' or 'subblock'" if spec.attention == "block" else "'dual'"
+        raise DllmError(
+            f"{cache} was made for {' and '.join(cache.patterns)} attention, and this model's is {spec.attention}; "
+            f"give {instead}, or leave cache out."
+        )
+    if spec.attention == "block" and spec.block_length % (block_length or spec.block_length):
+        raise DllmError(
+            f"block_length={block_length} does not divide the blocks of {spec.block_length} columns that the model was "
+            "trained with; give a divisor, or leave it out."
+        )
 
 
 def start(
@@ -186,7 +209,7 @@ def start(
 ) -> Run:
     """A run of these requests. Raises DllmError where model, sampler, cache and lengths do not go together."""
     if cache is None:
-        cache = dllm.cache.DualCache() if model.spec.cacheable and not hooks else dllm.cache.NoCache()
+        cache = own_cache(model.spec) if not hooks else dllm.cache.NoCache()
     check_method(model, sampler, cache, settings, hooks)
     check_lengths(model, asked)
     for request in asked:

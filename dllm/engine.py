@@ -132,7 +132,7 @@ class Run:
         columns = reduce(torch.logical_or, (state.plan(window) for state in self.states))
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
-        if settings.eotp is not None and narrow:
+        if settings.eotp is not None and narrow and self.spec.attention == "full":
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
         facts = {
             "done": at.done,
@@ -332,6 +332,8 @@ class Run:
         if eotp is not None:
             ends = p.undecided & torch.isin(p.tokens, self.schedule.eos) & (p.confidence >= eotp)
             ends &= p.span.columns >= canvas.free_from[index][:, None]
+            if self.spec.attention == "block":
+                ends &= p.block  # no more is computed without drafts
             beyond = canvas.tokens.shape[1]
             last = torch.where(ends, p.span.columns, beyond).amin(1)
             lengths, ended = lengths.minimum(last + 1), ends.any(1)

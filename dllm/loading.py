@@ -13,6 +13,7 @@ from dllm.errors import DllmError, unknown
 from dllm.models import FAMILIES
 from dllm.models.family import Config, Family
 from dllm.models.transformer import Transformer
+from dllm.spec import ModelSpec
 from dllm.weights import check, fill, line, read_json, survey
 
 ZOO = Path(__file__).parent / "zoo"
@@ -26,19 +27,22 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    block_length: int | None = None,
     progress: bool = False,
 ) -> Transformer:
     """Open a model for decoding, with its tokenizer where the checkpoint has one.
 
     name: of a bundled model ("tiny-llada"), a folder, or a hub id. device: default the GPU if there is one. dtype:
-    default the checkpoint's on a GPU and float32 on a CPU. progress: show a bar while the weights are read. Raises
-    DllmError if the folder is incomplete, of an unknown family, or holds other tensors than its config says.
+    default the checkpoint's on a GPU and float32 on a CPU. block_length: of a block-causal model, in columns; default
+    the config's or the family's, which not every checkpoint was trained with. progress: show a bar while the weights
+    are read. Raises DllmError if the folder is incomplete, of an unknown family, or holds other tensors than its config
+    says.
     """
     device, wanted = device_of(device), dtype_of(dtype)
     folder = find(str(name), revision)
     config = read_config(folder)
     family = family_of(config, folder)
-    spec = family.spec(config)
+    spec = in_blocks(family.spec(config), block_length)
     stored = survey(folder)
     tokenizer = read_tokenizer(folder, family)
     if tokenizer is not None and family.turn_end in tokenizer.get_vocab():
@@ -53,6 +57,24 @@ def load(
     model.requires_grad_(False).to(wanted)
     fill(model, family, stored, device, progress)
     return model.eval()
+
+
+def in_blocks(spec: ModelSpec, block_length: int | None) -> ModelSpec:
+    """The spec with another block length. Raises DllmError if the model has no blocks, or none can be so long."""
+    if block_length is None:
+        return spec
+    if spec.attention != "block":
+        raise DllmError(
+            f"block_length={block_length} is of block-causal models; the attention of this one is {spec.attention}; "
+            "leave it out (the blocks of a generation are an argument of generate; dllm.adapt opens a causal model)."
+        )
+    check_block_length(block_length)
+    return replace(spec, block_length=block_length)
+
+
+def check_block_length(block_length: int) -> None:
+    if isinstance(block_length, bool) or not isinstance(block_length, int) or block_length < 1:
+        raise DllmError(f"block_length={block_length!r} must be a whole number of columns, at least 1.")
 
 
 def find(name: str, revision: str | None) -> Path:

@@ -50,7 +50,9 @@ class Rows:
     quotas: Int[Tensor, "R T"]
     """How many tokens a schedule reveals in each step of the present block; 1 after its last."""
     block_stop: Int[Tensor, " R"]
-    """Where the present block ends."""
+    """Where the present block ends, if the answer does not end before."""
+    next_stop: Int[Tensor, " R"]
+    """The same of the next block."""
     next_steps: Int[Tensor, " R"]
     """The next block's share of `steps`; 0 where it is not known, or there is none."""
     next_quotas: Int[Tensor, "R T"]
@@ -63,7 +65,7 @@ class Rows:
         zeros = torch.zeros(n_rows, dtype=torch.long, device=device)
         ones = torch.ones(n_rows, width + 1, dtype=torch.long, device=device)
         counters = (zeros, zeros.clone(), zeros + 1, zeros - 1, zeros.clone(), zeros + 1, ones)
-        return cls(*counters, zeros.clone(), zeros.clone(), ones.clone(), zeros.bool())
+        return cls(*counters, zeros.clone(), zeros.clone(), zeros.clone(), ones.clone(), zeros.bool())
 
     def ahead(self, steps: int | Int[Tensor, " R"]) -> "Rows":
         """The same rows so many steps further along in their blocks."""
@@ -75,7 +77,7 @@ class Rows:
         return replace(
             self,
             block_start=torch.where(where, self.block_stop, self.block_start),
-            block_stop=torch.where(where, 2 * self.block_stop - self.block_start, self.block_stop),
+            block_stop=torch.where(where, self.next_stop, self.block_stop),
             block_step=self.block_step.masked_fill(where, 0),
             block_steps=torch.where(where, self.next_steps, self.block_steps),
             quotas=torch.where(where[:, None], self.next_quotas, self.quotas),
@@ -135,7 +137,10 @@ class Schedule:
         self.fill = spec.eos_ids[0] if spec.eos_ids else 0
         n_rows = min(len(requests), settings.batch_size)
         width = max(len(r.answer) for r in requests)
-        self.block_length = settings.block_length or (width if sampler.needs().whole_answer else 32)
+        self.in_model_blocks = spec.attention == "block"
+        """Blocks are counted from column 0, as the model's are, and not from the end of the prompt."""
+        usual = spec.block_length if self.in_model_blocks else width if sampler.needs().whole_answer else 32
+        self.block_length = settings.block_length or usual
         tokens = torch.full((n_rows, max(r.length for r in requests)), self.fill, device=device)
         nothing = torch.zeros(n_rows, dtype=torch.long, device=device)
         self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.mask(spec), width)
@@ -170,27 +175,34 @@ class Schedule:
         undecided, beyond = canvas.undecided, canvas.tokens.shape[1]
         first = torch.where(undecided, canvas.columns, beyond).amin(1)
         done = first == beyond
-        start = canvas.prompt_lengths + (first - canvas.prompt_lengths) // block_length * block_length
+        origin = torch.zeros_like(first) if self.in_model_blocks else canvas.prompt_lengths
+        border = origin + (first - origin) // block_length * block_length
+        start = border.maximum(canvas.prompt_lengths)  # a block of the model may begin in the prompt
         if self.settings.eos_early_stop and len(self.eos):
             ended = canvas.free & torch.isin(canvas.tokens, self.eos)
             # What may be masked again is not decided before its block is.
             decided = start if self.sampler.needs().revoking else first
             done = done | (torch.where(ended, canvas.columns, beyond).amin(1) < decided)
-        stop = (start + block_length).minimum(canvas.lengths)
+        stop = (border + block_length).minimum(canvas.lengths)
         block = Span.between(start, stop, min(block_length, canvas.answer_width))
         masked = ((canvas.read(block) == canvas.mask_id) & block.valid).sum(1)
         at = Position(block, start != self.rows.block_start, masked, undecided.sum(1), done, block, masked)
         if not self.settings.eager:
             return at
-        end = (start + 2 * block_length).minimum(canvas.lengths)
+        end = (border + 2 * block_length).minimum(canvas.lengths)
         two_blocks = Span.between(start, end, min(2 * block_length, canvas.answer_width))
         both = (undecided & (canvas.columns < end[:, None]) & (canvas.columns >= start[:, None])).sum(1)
         return replace(at, two_blocks=two_blocks, behind=both - masked)
 
+    def stop(self, slot: int, start: int) -> int:
+        """Where the block ends that begins at column `start`, if the answer does not end before."""
+        origin = 0 if self.in_model_blocks else len(self.requests[self.slots[slot]].prompt)
+        return start + self.block_length - (start - origin) % self.block_length
+
     def enter(self, slot: int, start: int, masked: int) -> None:
         """A row has come to the block at column `start`."""
         rows = self.rows
-        rows.block_start[slot], rows.block_stop[slot], rows.block_step[slot] = start, start + self.block_length, 0
+        rows.block_start[slot], rows.block_stop[slot], rows.block_step[slot] = start, self.stop(slot, start), 0
         rows.block_steps[slot], rows.next_steps[slot] = self.plan(slot, start, masked, rows.quotas), 0
 
     def foresee(self, slot: int, start: int, masked: int) -> None:
@@ -199,14 +211,16 @@ class Schedule:
             return
         self.known[slot], self.rows.next_steps[slot] = (start, masked), 0
         if masked:
-            self.rows.next_steps[slot] = self.plan(slot, start + self.block_length, masked, self.rows.next_quotas)
+            begin = self.stop(slot, start)
+            self.rows.next_stop[slot] = self.stop(slot, begin)
+            self.rows.next_steps[slot] = self.plan(slot, begin, masked, self.rows.next_quotas)
 
     def plan(self, slot: int, start: int, masked: int, quotas: Int[Tensor, "R T"]) -> int:
         """A block's share of the steps by columns, at least one, and the quota of each of them."""
         request = self.requests[self.slots[slot]]
         total = len(request.answer)
         steps, begin = self.settings.steps or total, start - len(request.prompt)
-        end = min(begin + self.block_length, total)
+        end = min(self.stop(slot, start) - len(request.prompt), total)
         share = max(1, end * steps // total - begin * steps // total)
         found = self.sampler.quotas(masked, share)
         quotas[slot] = 1

@@ -142,6 +142,10 @@ class Cache:
     """It must know which columns are revealed next, before they are predicted."""
     attentive: ClassVar[bool] = False
     """It looks at the attention of a forward, in which no shadow rows may take part."""
+    patterns: ClassVar[tuple[str, ...]] = ("full",)
+    """The patterns of attention that it was made for, as `ModelSpec.attention` names them."""
+    through: ClassVar[bool] = False
+    """No block begins with a refresh, so that drafts may go on from one block into the next (eager)."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)
