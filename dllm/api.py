@@ -194,7 +194,7 @@ def check_blocks(spec: ModelSpec, cache: Cache, block_length: int | None) -> Non
     if spec.attention == "block" and spec.block_length % (block_length or spec.block_length):
         raise DllmError(
             f"block_length={block_length} does not divide the blocks of {spec.block_length} columns that the model was "
-            "trained with; give a divisor, or leave it out."
+            f"trained with; give {spec.block_length} or a divisor of it."
         )
 
 

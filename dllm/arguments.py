@@ -170,7 +170,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         add("--sampler", metavar=method, help=f"{samplers} [threshold]")
         for name, sampler in dllm.samplers.owners().items():
             add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
-        add("--cache", default="dual", metavar=method, help=f"{caches} [dual]")
+        add("--cache", metavar=method, help=f"{caches} [dual; exact for block-causal models]")
         add(
             "--settings",
             dest="settings_file",

@@ -113,6 +113,10 @@ class ModelSpec:
         """The first column of the block in which each of these stands, in a block-causal model."""
         return columns // self.block_length * self.block_length
 
+    def one_block(self, length: int) -> int | None:
+        """The block_length with which an answer of this length is one block; None: the model has blocks of its own."""
+        return None if self.attention == "block" else length
+
     def window(self, span: Span) -> Span:
         """The rows to compute so that `span` is predicted and its keys and values are fresh.
 
