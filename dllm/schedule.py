@@ -111,8 +111,10 @@ class Position:
     """The block of every row: the one that holds its first mask."""
     entered: Bool[Tensor, " R"]
     """Rows for which it is a new one."""
+    first: Int[Tensor, " R"]
+    """The first masked column of the row; beyond all columns where nothing is masked."""
     masked: Int[Tensor, " R"]
-    """Masked columns in it."""
+    """Masked columns in the block."""
     undecided: Int[Tensor, " R"]
     """Masked columns in the row."""
     done: Bool[Tensor, " R"]
@@ -186,7 +188,7 @@ class Schedule:
         stop = (border + block_length).minimum(canvas.lengths)
         block = Span.between(start, stop, min(block_length, canvas.answer_width))
         masked = ((canvas.read(block) == canvas.mask_id) & block.valid).sum(1)
-        at = Position(block, start != self.rows.block_start, masked, undecided.sum(1), done, block, masked)
+        at = Position(block, start != self.rows.block_start, first, masked, undecided.sum(1), done, block, masked)
         if not self.settings.eager:
             return at
         end = (border + 2 * block_length).minimum(canvas.lengths)

@@ -130,6 +130,12 @@ class ModelSpec:
             return span
         return Span((span.columns - self.logits_shift).clamp(min=0), span.valid)
 
+    @property
+    def active_parameters(self) -> int:
+        """Weights of the layers' matrices that a position is multiplied with: no embeddings, norms, biases, head."""
+        qkv = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        return self.n_layers * self.hidden_size * (qkv + self.n_heads * self.head_dim + 3 * self.mlp_size)
+
 
 @runtime_checkable  # so that the types of a call can be checked in tests
 class Model(Protocol):

@@ -146,6 +146,8 @@ class Cache:
     """The patterns of attention that it was made for, as `ModelSpec.attention` names them."""
     through: ClassVar[bool] = False
     """No block begins with a refresh, so that drafts may go on from one block into the next (eager)."""
+    lossless: ClassVar[bool] = False
+    """What is predicted with it is what is predicted without a cache."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)

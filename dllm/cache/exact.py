@@ -28,6 +28,7 @@ class ExactCache(Cache):
 
     patterns: ClassVar[tuple[str, ...]] = ("block",)
     through: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
         return NotingState(self, spec, canvas, dtype)

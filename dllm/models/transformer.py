@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         return scaled
 
 
-Rotation = tuple[Float[Tensor, "B Q 1 R"], Float[Tensor, "B Q 1 R"]]
+Rotation = tuple[Float[Tensor, "#B Q 1 R"], Float[Tensor, "#B Q 1 R"]]
 """R: the numbers of a head that are rotated, its first ones; mostly all D."""
 
 

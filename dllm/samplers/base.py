@@ -211,6 +211,8 @@ class Needs:
     """It keeps something in `recall`, so that its steps cannot be tried out as drafts."""
     drafts: int = 1
     """Drafts of a step, the canvas itself included, where the caller does not give a number."""
+    plain: bool = False
+    """One token a step, the surest first, unless `steps` says otherwise: what other rules are compared with."""
     subset: bool = False
     """A draft is accepted once all that it reveals is confirmed, whatever else would be revealed; lossy."""
 

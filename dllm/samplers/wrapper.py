@@ -1,7 +1,7 @@
 """What samplers share that apply another one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dllm.canvas import Canvas, Span
@@ -30,7 +30,7 @@ class Wrapper(Sampler):
         return self.base
 
     def needs(self) -> Needs:
-        return self.inner.needs()
+        return replace(self.inner.needs(), plain=False)
 
     def check(self, gen_length: int) -> None:
         self.inner.check(gen_length)
