@@ -217,8 +217,8 @@ def test_a_key_that_is_needed_is_named(key, config):
         ({"n_heads": 24}, "d_model=4096, which n_heads=24 does not divide"),
         ({"n_kv_heads": 5}, "32 heads, which 5 key/value heads cannot share"),
         ({"d_model": 96}, "heads 3 wide; rotary positions need an even width"),
-        ({"mask_token_id": 126464}, "names the token id 126464, beyond the vocabulary of 126464"),
-        ({"eos_token_id": [2, 200000]}, "names the token id 200000"),
+        ({"mask_token_id": 126464}, "the token id 126464, .* is beyond the vocabulary of 126464"),
+        ({"eos_token_id": [2, 200000]}, "the token id 200000, config.json's or else the family's"),
     ],
 )
 def test_numbers_that_do_not_fit_together_are_named(changes, message):
