@@ -49,6 +49,14 @@ class Key:
         """A number in (0, 1) for every column, float64."""
         return _unit(self._hash(columns, 1))
 
+    def tokens(self, columns: Int[Tensor, "B W"], vocab_size: int) -> Int[Tensor, "B W"]:
+        """A token for every column, all equally probable."""
+        return (_unit(self._hash(columns, 3)) * vocab_size).long()
+
+    def at(self, step: Int[Tensor, " B"]) -> "Key":
+        """Other noise of the same requests, for a rule that draws anew at every step."""
+        return Key(self.seed, mix(self.requests, step))
+
     def gumbel(self, columns: Int[Tensor, "B W"], vocab_size: int) -> Float[Tensor, "B W V"]:
         """Standard Gumbel noise for every token at every column, float64.
 
