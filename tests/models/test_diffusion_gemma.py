@@ -1,6 +1,8 @@
 """DiffusionGemma decodes here to the tokens that transformers generates, batched and with its prefix encoded once."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,8 +174,8 @@ def test_a_folder_is_loaded_and_decodes_as_what_was_saved(tmp_path):
 
 def test_an_older_transformers_is_told_so(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["DiffusionGemmaForBlockDiffusion"]}))
-    monkeypatch.setattr(transformers, "DiffusionGemmaForBlockDiffusion", None)
-    with pytest.raises(DllmError, match=r"transformers .* has no DiffusionGemmaForBlockDiffusion; install 5.23"):
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.57.1"))
+    with pytest.raises(DllmError, match=r"transformers 4.57.1 has no DiffusionGemmaForBlockDiffusion; install 5.23"):
         dllm.load(tmp_path)
 
 
