@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dllm.errors import DllmError, unknown
-from dllm.models import FAMILIES
+from dllm.models import FAMILIES, diffusion_gemma
 from dllm.models.family import Config, Family
 from dllm.models.transformer import Transformer
 from dllm.options import read
@@ -35,8 +35,8 @@ def load(
     revision: str | None = None,
     block_length: int | None = None,
     progress: bool = False,
-) -> Transformer:
-    """Open a model for decoding, with its tokenizer where the checkpoint has one.
+) -> Any:
+    """Open a model for decoding, a Transformer of ours or a DiffusionGemma, with its tokenizer if it has one.
 
     name: of a bundled model ("tiny-llada"), a folder, or a hub id. device: default the GPU if there is one. dtype:
     default the checkpoint's on a GPU and float32 on a CPU. block_length: of a block-causal model, in columns; default
@@ -54,6 +54,9 @@ def load(
     device, wanted = device_of(device), dtype_of(dtype)
     folder = find(name, revision)
     config = read_config(folder)
+    if diffusion_gemma.ARCHITECTURE in classes(config):
+        narrow = torch.float32 if device.type == "cpu" else None
+        return diffusion_gemma.read(folder, device, wanted or narrow, read_tokenizer(folder))
     family = family_of(config, folder)
     spec = in_blocks(family.spec(config), block_length)
     stored = survey(folder)
@@ -123,7 +126,8 @@ def download(name: str, revision: str | None) -> Path:
     small = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=small))
-        family_of(read_config(folder), folder)
+        if diffusion_gemma.ARCHITECTURE not in classes(config := read_config(folder)):
+            family_of(config, folder)
         patterns = [*small, "*.safetensors"]
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
         if not any(folder.glob("*.safetensors")):
@@ -147,16 +151,21 @@ def read_config(folder: Path) -> Config:
     return read_json(path)
 
 
+def classes(config: Config) -> list[str]:
+    """The config's class names."""
+    names = config.get("architectures") or []
+    return [names] if isinstance(names, str) else names
+
+
 def family_of(config: Config, folder: Path) -> Family:
     """The family by the config's class name; `model_type` is shared by different networks."""
-    names = config.get("architectures") or []
-    names = [names] if isinstance(names, str) else names
+    names = classes(config)
     for name in names:
         if name in FAMILIES:
             return FAMILIES[name]
     raise DllmError(
         f"{folder / 'config.json'} is of the architecture {', '.join(map(str, names)) or '(none given)'}, which is not "
-        f"known here; known are: {', '.join(FAMILIES)}."
+        f"known here; known are: {', '.join([*FAMILIES, diffusion_gemma.ARCHITECTURE])}."
     )
 
 
@@ -179,7 +188,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def read_tokenizer(folder: Path, family: Family) -> Any:
+def read_tokenizer(folder: Path, family: Family | None = None) -> Any:
     """The checkpoint's tokenizer, or None if it has none."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return None
@@ -189,7 +198,7 @@ def read_tokenizer(folder: Path, family: Family) -> Any:
     reader: Any = transformers.AutoTokenizer
     if (folder / "tokenizer.json").is_file():
         reader = transformers.PreTrainedTokenizerFast
-    elif family.tokenizer:
+    elif family and family.tokenizer:
         reader = getattr(transformers, family.tokenizer)
     try:
         return reader.from_pretrained(folder, trust_remote_code=False)

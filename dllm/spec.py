@@ -50,11 +50,14 @@ class ModelSpec:
     max_length: int
     """The longest row, prompt and answer together, in tokens."""
     mask_id: int | None
+    """None: not a mask language model, or an `uniform` one."""
     eos_ids: tuple[int, ...]
     """Ids that end a text; the first is also what fills the canvas after the end."""
-    attention: Literal["full", "block", "causal"] = "full"
+    attention: Literal["full", "block", "causal", "canvas"] = "full"
+    """canvas: a block sees itself and what stands before it, which the network's own encoder has read causally."""
     block_length: int = 0
-    """Of a block-causal model, whose blocks are counted from column 0: set by its training. 0 for the others."""
+    """Of a block-causal model, whose blocks are counted from column 0, or of a canvas model: set by its training. 0 for
+    the others."""
     logits_shift: int = 0
     """1: the row at column i predicts the token at i + 1 (models adapted from autoregressive ones)."""
     rope_theta: float = 10000.0
@@ -69,6 +72,10 @@ class ModelSpec:
     experts: Experts | None = None
     cacheable: bool = True
     """False: the network computes every row by itself and cannot use stored keys and values."""
+    uniform: bool = False
+    """There is no mask: undecided columns hold random tokens, of which any may turn out right (uniform noise)."""
+    sampler: str = "threshold"
+    """The sampler that decodes it where none is named."""
 
     @property
     def n_parameters(self) -> int:

@@ -230,8 +230,13 @@ class CacheState(Store):
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
         return self.view_class(self, rows, window[slots], slots, counts, lengths)
 
-    def saw(self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"]) -> None:
-        """How probable the tokens are that were just proposed for these columns of the rows `index`."""
+    def saw(
+        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], drawn: Float[Tensor, "B W V"]
+    ) -> None:
+        """How probable the tokens are that were just proposed for these columns of the rows `index`.
+
+        drawn: what they were drawn from.
+        """
 
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""
