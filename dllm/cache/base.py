@@ -142,6 +142,12 @@ class Cache:
     """It must know which columns are revealed next, before they are predicted."""
     attentive: ClassVar[bool] = False
     """It looks at the attention of a forward, in which no shadow rows may take part."""
+    patterns: ClassVar[tuple[str, ...]] = ("full",)
+    """The patterns of attention that it was made for, as `ModelSpec.attention` names them."""
+    through: ClassVar[bool] = False
+    """No block begins with a refresh, so that drafts may go on from one block into the next (eager)."""
+    lossless: ClassVar[bool] = False
+    """What is predicted with it is what is predicted without a cache."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)
@@ -224,8 +230,13 @@ class CacheState(Store):
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
         return self.view_class(self, rows, window[slots], slots, counts, lengths)
 
-    def saw(self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"]) -> None:
-        """How probable the tokens are that were just proposed for these columns of the rows `index`."""
+    def saw(
+        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], drawn: Float[Tensor, "B W V"]
+    ) -> None:
+        """How probable the tokens are that were just proposed for these columns of the rows `index`.
+
+        drawn: what they were drawn from.
+        """
 
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""

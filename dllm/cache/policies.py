@@ -1,6 +1,7 @@
 """No cache, and the two caches of Fast-dLLM (arXiv:2505.22618), each one method over the same store."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -41,6 +42,10 @@ class Storeless(CacheState):
 @dataclass(frozen=True)
 class NoCache(Cache):
     """Every forward computes every column, as LLaDA and Dream were published."""
+
+    patterns: ClassVar[tuple[str, ...]] = ("full", "block")
+    through: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
         return Storeless(self, spec, canvas)

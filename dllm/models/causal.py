@@ -82,6 +82,12 @@ NAMES = {
     "norm.weight": ("model.norm.weight",),
     "head.weight": ("lm_head.weight",),
 }
+# As Qwen3-MoE names them, and with it SDAR's and LLaDA's mixtures.
+EXPERTS = {
+    "layers.moe.router.weight": (LAYER + "mlp.gate.weight",),
+    "layers.moe.gate_up": (LAYER + "mlp.experts.{e}.gate_proj.weight", LAYER + "mlp.experts.{e}.up_proj.weight"),
+    "layers.moe.down": (LAYER + "mlp.experts.{e}.down_proj.weight",),
+}
 FAMILIES = (
     Family("LlamaForCausalLM", spec, NAMES),
     Family("Qwen2ForCausalLM", partial(spec, qkv_bias=True), NAMES),
