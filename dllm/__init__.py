@@ -1,6 +1,7 @@
 """Fast parallel decoding of masked diffusion language models."""
 
 from dllm import cache, compat, samplers, speculate
+from dllm.adapt import adapt
 from dllm.api import generate, stream
 from dllm.canvas import Canvas, Span
 from dllm.causal import generate_causal, stream_causal
@@ -10,6 +11,7 @@ from dllm.generation import Generation
 from dllm.infill import infill
 from dllm.loading import load
 from dllm.settings import Settings
+from dllm.streamer import Streamed
 from dllm.trace import Step, Trace
 from dllm.verify import Verification, verify
 
@@ -22,8 +24,10 @@ __all__ = [
     "Settings",
     "Span",
     "Step",
+    "Streamed",
     "Trace",
     "Verification",
+    "adapt",
     "cache",
     "compat",
     "generate",

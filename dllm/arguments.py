@@ -166,7 +166,11 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     def command(name: str, model: str | None, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         made.set_defaults(command=name)
-        made.add_argument("--model", default=model, help="bundled name, folder or hub id" + f" [{model}]" * bool(model))
+        made.add_argument(
+            "--model",
+            default=model,
+            help="bundled name, folder or hub id, :block_length=INT behind it for blocks" + f" [{model}]" * bool(model),
+        )
         made.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
         made.add_argument(
             "--dtype", help="float32, bfloat16, float16, float64; by default float32 on a CPU, else the checkpoint's"
@@ -251,7 +255,11 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         metavar="NAMES",
         help=f"with commas between, options as for generate, or all: {samplers} [%(default)s]",
     )
-    add("--caches", default="none,prefix,dual", metavar="NAMES", help=f"likewise: {caches} [%(default)s]")
+    add(
+        "--caches",
+        metavar="NAMES",
+        help=f"likewise: {caches} [none,prefix,dual; of block-causal models none,exact]",
+    )
     add(
         "--drafters",
         default="ngram,recycling,suffix",

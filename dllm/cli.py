@@ -62,6 +62,7 @@ def generate(options: Namespace) -> int:
     short = {name: getattr(options, name) for name in dllm.samplers.owners()}
     sampler = choose_sampler(options.sampler, options.remasking or "low_confidence", dict(short))
     cache = choose_cache(options.cache, {})
+    named = any(value is not None for value in (options.sampler, options.remasking, *short.values()))
     dllm.speculate.rule(rule := next((name for name in options.verify if name != AGAIN), "match"))
     trace, chat = dllm.Trace(), not options.no_chat
     with replacing(options.trace) as trace_file:
@@ -77,7 +78,14 @@ def generate(options: Namespace) -> int:
             refuse(options, model, "draft", *["verify"] * (options.verify not in ([], [AGAIN])))
             given = constraints_of(options.constraints)
             run = dllm.stream(
-                model, prompts, sampler, cache, chat=chat, constraints=given, observers=observers, **settings
+                model,
+                prompts,
+                sampler if named else None,
+                cache,
+                chat=chat,
+                constraints=given,
+                observers=observers,
+                **settings,
             )
         live = sys.stdout.isatty() and not options.json
         watch(run, pace if live else None)
@@ -184,15 +192,18 @@ def compare(options: Namespace) -> int:
 
     settings, n = settings_of(options), convert("n", options.n, int)
     samplers = [*dllm.samplers.SAMPLERS] if options.samplers == "all" else listed(options.samplers)
-    caches = [*dllm.cache.CACHES] if options.caches == "all" else listed(options.caches)
-    tasks, pairs = listed(options.task), grid.pairs(samplers, caches)
+    tasks, pairs = listed(options.task), dict[str, list[grid.Pair]]()
+    for kind, usual in grid.CACHES.items():
+        caches = [*dllm.cache.CACHES] if options.caches == "all" else listed(options.caches or usual)
+        pairs[kind] = grid.pairs(samplers, caches)
     drafted, names = grid.drafted(listed(options.drafters)), listed(options.models or options.model)
     dllm.speculate.rule(options.verify)
     asked, cells = grid.questions(tasks, n, settings["seed"] or 0), list[grid.Cell]()
     with replacing(options.csv) as csv_file, replacing(options.png) as png_file:
         for name in names:
             model = load(options, name)
-            chosen = drafted if model.spec.attention == "causal" else pairs
+            kind = model.spec.attention
+            chosen = drafted if kind == "causal" else pairs.get(kind, pairs["full"])
             chosen, reasons = grid.legal(model, chosen, verify=options.verify, **settings)
             for reason in reasons:
                 print(reason, file=sys.stderr)

@@ -40,6 +40,8 @@ Progress = Callable[[int, int], None]
 """Told after every step: answers finished, and forwards so far."""
 Pair = tuple[str, str]
 """A sampler and a cache; of a causal model `ar` or `ar+DRAFTER`, and no cache but its own."""
+CACHES = {"full": "none,prefix,dual", "block": "none,exact"}
+"""What is compared where no caches are named, by the model's pattern of attention."""
 MEANS = (
     *("nfe", "prefills", "generated_tokens", "answer_tokens", "committed", "rows", "refreshes", "drafted", "flops"),
     *("draft_forwards", "draft_rows", "draft_flops"),

@@ -75,6 +75,7 @@ def devices() -> list[dict[str, Any]]:
 
 def config_of(name: str) -> tuple[ModelSpec, dict[str, Any]]:
     """A model's spec and config.json; of a model on the hub only that file is fetched."""
+    name, _ = loading.split_name(name, {})
     folder = Path(name).expanduser()
     if name.count("/") == 1 and not folder.exists() and not name.startswith((".", "~", "/")):
         from huggingface_hub import hf_hub_download
@@ -106,7 +107,7 @@ def need(
             f"prompt_length={prompt_length} and gen_length={gen_length} make {length} tokens; "
             f"the model's context is {spec.max_length}."
         )
-    inner = 2 * spec.mlp_size + 2 * spec.hidden_size + (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim
+    inner = 2 * spec.mlp_width + 2 * spec.hidden_size + (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim
     return {
         "weights": spec.n_parameters * size,
         "keys and values": 2 * spec.n_layers * batch_size * length * spec.n_kv_heads * spec.head_dim * size,
@@ -141,6 +142,7 @@ def examine(
     report["model"] = {
         "name": model,
         "parameters": spec.n_parameters,
+        "active_parameters": spec.n_active_parameters,
         "dtype": str(kind).removeprefix("torch."),
         "device": str(where),
         "prompt_length": prompt_length,
@@ -168,7 +170,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     if found := report["other packages named dllm"]:
         rows.append(("notice", f"{', '.join(found)} also installs a package named dllm: keep only one of them."))
     if m := report.get("model"):
-        rows += [("", ""), (m["name"], f"{m['parameters']:,} parameters, {m['dtype']}, on {m['device']}")]
+        active = "" if m["active_parameters"] == m["parameters"] else f" ({m['active_parameters']:,} for a token)"
+        rows += [("", ""), (m["name"], f"{m['parameters']:,} parameters{active}, {m['dtype']}, on {m['device']}")]
         rows.append(("sizes", f"batch {m['batch_size']}, prompt {m['prompt_length']}, answer {m['gen_length']} tokens"))
         rows += [(name, size(n_bytes)) for name, n_bytes in m["need"].items()]
         rows += [("together", size(m["total"])), ("free", f"{size(m['free'])} on {m['device']}")]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.cache.base import Cache
-from dllm.canvas import Span
+from dllm.canvas import Span, shown, undecided
 from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
 from dllm.forward import forward, unconditional
@@ -75,8 +75,9 @@ class Run:
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs = sampler.needs()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
-        never = [self.schedule.canvas.mask_id, *range(named, self.spec.vocab_size)]
-        self.never_proposed = torch.tensor(never, device=model.device)
+        mask = [] if self.spec.uniform else [self.schedule.canvas.mask_id]
+        never = [*mask, *range(named, self.spec.vocab_size)]
+        self.never_proposed = torch.tensor(never, dtype=torch.long, device=model.device)
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
@@ -91,6 +92,7 @@ class Run:
         """What the forwards since the last survey computed."""
 
     def __iter__(self) -> Iterator[Step]:
+        self.tell("begin", self)
         while self.schedule.slots:
             if self.hooks:
                 new = [slot for slot, request in enumerate(self.schedule.slots) if request not in self.begun]
@@ -106,6 +108,13 @@ class Run:
                 given = time.perf_counter()
                 yield step
                 self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
+        self.tell("end")
+
+    def tell(self, event: str, *about: "Run") -> None:
+        """Tell the observers that want to know that the run begins, or is over."""
+        for observer in self.observers:
+            if listener := getattr(observer, event, None):
+                listener(*about)
 
     @property
     def requests(self) -> list[Request]:
@@ -150,7 +159,7 @@ class Run:
         columns = reduce(torch.logical_or, (state.plan(window) for state in self.states))
         start = at.block.columns[:, 0]
         to_the_end = torch.zeros_like(at.done)
-        if settings.eotp is not None and narrow:
+        if settings.eotp is not None and narrow and self.spec.attention == "full":
             to_the_end = (columns | ~canvas.exists | (canvas.columns < start[:, None] - self.spec.logits_shift)).all(1)
         facts = {
             "done": at.done,
@@ -170,7 +179,7 @@ class Run:
             step_columns, n_drafts = self.drafted(columns, window, to_the_end, at.entered)
             facts |= {"drafts": n_drafts, "step_counts": step_columns.sum(1), "steps": schedule.rows.step}
             facts |= {"behind": at.behind} if settings.eager else {}
-        if self.spec.attention != "full":
+        if self.spec.attention == "block":
             pairs = self.pairs
             facts |= {"attended": (columns * pairs).sum(1), "step_attended": (step_columns * pairs).sum(1)}
         told = dict(zip(facts, torch.stack([*facts.values()]).tolist(), strict=True))
@@ -289,7 +298,9 @@ class Run:
                 f"check the weights, or run in a wider dtype than {self.model.dtype}."
             )
         if self.hooks is None:
-            if left > self.schedule.budget[slot]:
+            most = (1 + self.needs.renoises) * len(self.schedule.requests[request].answer)
+            idle = self.counts["nfe"][request] > most if self.needs.renoises else left > self.schedule.budget[slot]
+            if idle:
                 raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {request}.")
         elif self.counts["nfe"][request] > PATIENCE * len(self.schedule.requests[request].answer):
             raise DllmError(
@@ -305,6 +316,7 @@ class Run:
         """
         settings, canvas, plan = self.settings, self.schedule.canvas, batch.plan
         shadow = canvas.mask_id if self.needs.shadows else None
+        batch = replace(batch, drafts=shown(batch.drafts, canvas.mask_id))
         began = time.perf_counter()
         logits, repaired = forward(self.model, self.states[0], batch, shadow)
         parts = [repaired]
@@ -340,7 +352,7 @@ class Run:
         canvas, index, span, width = self.schedule.canvas, batch.index, batch.span, batch.span.columns.shape[1]
         key, plan = Key(self.settings.noise_seed, rows.key), batch.plan
         propose = Proposer(self.settings, self.never_proposed, self.schedule.eos)
-        proposal = propose(logits[:, :width], span.columns, key)
+        proposal = propose(logits[:, :width], span.columns, key, self.sampler.temperature(rows.block_step))
         shadow = None
         if self.needs.shadows:
             current = tokens.gather(1, batch.scope.columns)[..., None]
@@ -386,6 +398,8 @@ class Run:
         if eotp is not None:
             ends = p.undecided & torch.isin(p.tokens, self.schedule.eos) & (p.confidence >= eotp)
             ends &= p.span.columns >= canvas.free_from[index][:, None]
+            if self.spec.attention == "block":
+                ends &= p.block  # no more is computed without drafts
             beyond = canvas.tokens.shape[1]
             last = torch.where(ends, p.span.columns, beyond).amin(1)
             lengths, ended = lengths.minimum(last + 1), ends.any(1)
@@ -419,7 +433,7 @@ class Run:
         canvas.write(index, p.span, made.before, made.after)
         canvas.lengths[index] = made.lengths
         for state in self.states:
-            state.saw(index, p.span, p.confidence)
+            state.saw(index, p.span, p.confidence, p.drawn)
         for row in batch.rows:
             left = schedule.budget[row] if self.needs.revoking else batch.plan.undecided[row]
             schedule.budget[row] = left - 1
@@ -429,7 +443,8 @@ class Run:
         else:
             self.look_ahead(batch, made)
         requests, seconds = [schedule.slots[row] for row in batch.rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, p.span, made.before, made.after, made.confidence, seconds, p.mask_id)
+        told = (made.before, made.after, p.tokens, made.confidence)
+        step = Step(self.forwards - 1, requests, p.span, *told, seconds, p.mask_id)
         for observer in self.observers:
             observer(step)
         if self.hooks:
@@ -441,7 +456,7 @@ class Run:
         rows, p, current = self.schedule.rows, made.p, made.after
         for state in self.states:
             state.skip(batch.index, made.rows.step - rows.step[batch.index])
-        left = ((current == p.mask_id) & p.masked).any(1)
+        left = (undecided(current, p.mask_id) & p.masked).any(1)
         # With an end of text that was written ahead, the next block is not what was planned.
         now = replace(made.rows, next_steps=made.rows.next_steps.masked_fill(made.ended, 0)).ahead(1).into_next(~left)
         rows.put(batch.index, now)

@@ -28,7 +28,7 @@ class Request:
 
     prompt: list[int]
     answer: list[int]
-    """What the canvas begins with: masks, and tokens that are given."""
+    """What the canvas begins with: masks (`canvas.NOISE` on a model without one), and tokens that are given."""
     key: int
 
     @property

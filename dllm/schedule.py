@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dllm.canvas import Canvas, Span
+from dllm.canvas import NOISE, Canvas, Span, undecided
 from dllm.generation import Request
+from dllm.noise import Key
 from dllm.samplers.base import Sampler
 from dllm.settings import Settings
 from dllm.spec import ModelSpec
@@ -50,7 +51,9 @@ class Rows:
     quotas: Int[Tensor, "R T"]
     """How many tokens a schedule reveals in each step of the present block; 1 after its last."""
     block_stop: Int[Tensor, " R"]
-    """Where the present block ends."""
+    """Where the present block ends, if the answer does not end before."""
+    next_stop: Int[Tensor, " R"]
+    """The same of the next block."""
     next_steps: Int[Tensor, " R"]
     """The next block's share of `steps`; 0 where it is not known, or there is none."""
     next_quotas: Int[Tensor, "R T"]
@@ -63,7 +66,7 @@ class Rows:
         zeros = torch.zeros(n_rows, dtype=torch.long, device=device)
         ones = torch.ones(n_rows, width + 1, dtype=torch.long, device=device)
         counters = (zeros, zeros.clone(), zeros + 1, zeros - 1, zeros.clone(), zeros + 1, ones)
-        return cls(*counters, zeros.clone(), zeros.clone(), ones.clone(), zeros.bool())
+        return cls(*counters, zeros.clone(), zeros.clone(), zeros.clone(), ones.clone(), zeros.bool())
 
     def ahead(self, steps: int | Int[Tensor, " R"]) -> "Rows":
         """The same rows so many steps further along in their blocks."""
@@ -75,7 +78,7 @@ class Rows:
         return replace(
             self,
             block_start=torch.where(where, self.block_stop, self.block_start),
-            block_stop=torch.where(where, 2 * self.block_stop - self.block_start, self.block_stop),
+            block_stop=torch.where(where, self.next_stop, self.block_stop),
             block_step=self.block_step.masked_fill(where, 0),
             block_steps=torch.where(where, self.next_steps, self.block_steps),
             quotas=torch.where(where[:, None], self.next_quotas, self.quotas),
@@ -137,10 +140,14 @@ class Schedule:
         self.fill = spec.eos_ids[0] if spec.eos_ids else 0
         n_rows = min(len(requests), settings.batch_size)
         width = max(len(r.answer) for r in requests)
-        self.block_length = settings.block_length or (width if sampler.needs().whole_answer else 32)
+        self.in_model_blocks = spec.attention == "block"
+        """Blocks are counted from column 0, as the model's are, and not from the end of the prompt."""
+        usual = spec.block_length or (width if sampler.needs().whole_answer else 32)
+        self.block_length = settings.block_length or usual
         tokens = torch.full((n_rows, max(r.length for r in requests)), self.fill, device=device)
         nothing = torch.zeros(n_rows, dtype=torch.long, device=device)
-        self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.mask(spec), width)
+        self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.blank(spec), width)
+        self.vocab_size = spec.vocab_size
         self.rows = Rows.empty(n_rows, width, device)
         self.slots = [-1] * n_rows
         """The request that each row works on."""
@@ -158,10 +165,14 @@ class Schedule:
         n = len(request.prompt)
         canvas.tokens[slot], canvas.open[slot] = self.fill, False
         canvas.tokens[slot, : request.length] = torch.tensor([*request.prompt, *request.answer], device=self.device)
-        canvas.open[slot, n : request.length] = canvas.tokens[slot, n : request.length] == canvas.mask_id
+        canvas.open[slot, n : request.length] = undecided(canvas.tokens[slot, n : request.length], canvas.mask_id)
         canvas.prompt_lengths[slot], canvas.lengths[slot] = n, request.length
         canvas.free_from[slot] = n + request.free(canvas.mask_id)
         rows.key[slot], rows.step[slot], rows.block_start[slot] = request.key, 0, -1
+        if canvas.mask_id == NOISE:
+            key = Key(self.settings.noise_seed, rows.key[slot : slot + 1])
+            noise = ~key.tokens(canvas.columns[None], self.vocab_size)[0]
+            canvas.tokens[slot] = torch.where(canvas.open[slot], noise, canvas.tokens[slot])
         rows.steps[slot] = self.settings.steps or len(request.answer)
         rows.next_steps[slot], self.known[slot] = 0, (-1, 0)
         self.slots[slot], self.budget[slot] = index, len(request.answer)
@@ -169,30 +180,37 @@ class Schedule:
     def position(self) -> Position:
         """Find every row's block, and whether it is done: nothing masked, or nothing before an end of text."""
         canvas, block_length = self.canvas, self.block_length
-        undecided, beyond = canvas.undecided, canvas.tokens.shape[1]
-        first = torch.where(undecided, canvas.columns, beyond).amin(1)
+        wanting, beyond = canvas.undecided, canvas.tokens.shape[1]
+        first = torch.where(wanting, canvas.columns, beyond).amin(1)
         done = first == beyond
-        start = canvas.prompt_lengths + (first - canvas.prompt_lengths) // block_length * block_length
+        origin = torch.zeros_like(first) if self.in_model_blocks else canvas.prompt_lengths
+        border = origin + (first - origin) // block_length * block_length
+        start = border.maximum(canvas.prompt_lengths)  # a block of the model may begin in the prompt
         if self.settings.eos_early_stop and len(self.eos):
             ended = canvas.free & torch.isin(canvas.tokens, self.eos)
             # What may be masked again is not decided before its block is.
             decided = start if self.sampler.needs().revoking else first
             done = done | (torch.where(ended, canvas.columns, beyond).amin(1) < decided)
-        stop = (start + block_length).minimum(canvas.lengths)
+        stop = (border + block_length).minimum(canvas.lengths)
         block = Span.between(start, stop, min(block_length, canvas.answer_width))
-        masked = ((canvas.read(block) == canvas.mask_id) & block.valid).sum(1)
-        at = Position(block, start != self.rows.block_start, first, masked, undecided.sum(1), done, block, masked)
+        masked = (undecided(canvas.read(block), canvas.mask_id) & block.valid).sum(1)
+        at = Position(block, start != self.rows.block_start, first, masked, wanting.sum(1), done, block, masked)
         if not self.settings.eager:
             return at
-        end = (start + 2 * block_length).minimum(canvas.lengths)
+        end = (border + 2 * block_length).minimum(canvas.lengths)
         two_blocks = Span.between(start, end, min(2 * block_length, canvas.answer_width))
-        both = (undecided & (canvas.columns < end[:, None]) & (canvas.columns >= start[:, None])).sum(1)
+        both = (wanting & (canvas.columns < end[:, None]) & (canvas.columns >= start[:, None])).sum(1)
         return replace(at, two_blocks=two_blocks, behind=both - masked)
+
+    def stop(self, slot: int, start: int) -> int:
+        """Where the block ends that begins at column `start`, if the answer does not end before."""
+        origin = 0 if self.in_model_blocks else len(self.requests[self.slots[slot]].prompt)
+        return start + self.block_length - (start - origin) % self.block_length
 
     def enter(self, slot: int, start: int, masked: int) -> None:
         """A row has come to the block at column `start`."""
         rows = self.rows
-        rows.block_start[slot], rows.block_stop[slot], rows.block_step[slot] = start, start + self.block_length, 0
+        rows.block_start[slot], rows.block_stop[slot], rows.block_step[slot] = start, self.stop(slot, start), 0
         rows.block_steps[slot], rows.next_steps[slot] = self.plan(slot, start, masked, rows.quotas), 0
 
     def foresee(self, slot: int, start: int, masked: int) -> None:
@@ -201,14 +219,16 @@ class Schedule:
             return
         self.known[slot], self.rows.next_steps[slot] = (start, masked), 0
         if masked:
-            self.rows.next_steps[slot] = self.plan(slot, start + self.block_length, masked, self.rows.next_quotas)
+            begin = self.stop(slot, start)
+            self.rows.next_stop[slot] = self.stop(slot, begin)
+            self.rows.next_steps[slot] = self.plan(slot, begin, masked, self.rows.next_quotas)
 
     def plan(self, slot: int, start: int, masked: int, quotas: Int[Tensor, "R T"]) -> int:
         """A block's share of the steps by columns, at least one, and the quota of each of them."""
         request = self.requests[self.slots[slot]]
         total = len(request.answer)
         steps, begin = self.settings.steps or total, start - len(request.prompt)
-        end = min(begin + self.block_length, total)
+        end = min(self.stop(slot, start) - len(request.prompt), total)
         share = max(1, end * steps // total - begin * steps // total)
         found = self.sampler.quotas(masked, share)
         quotas[slot] = 1

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from dllm.canvas import NOISE
 from dllm.errors import DllmError
 from dllm.spec import ModelSpec
 
@@ -28,7 +29,7 @@ class Settings:
     """Tokens of every answer, the filling after its end of text included."""
     block_length: int | None = None
     """The answer is decoded in blocks of this many tokens, left to right. None: 32, and the whole answer for samplers
-    that were made without blocks."""
+    that were made without blocks; of a block-causal model its own blocks, which a smaller length must divide."""
     steps: int | None = None
     """Steps of samplers with a schedule, over the whole answer, at least one a block; None: one token a step."""
     temperature: float = 0.0
@@ -47,7 +48,8 @@ class Settings:
     """Stop a row when all before its end of text is decided, and fill what follows with the end of text."""
     eotp: float | None = None
     """End a row at the first column where an end of text is predicted with at least this probability: it is revealed at
-    once, and what follows is neither computed nor attended to any more. None: off."""
+    once, and what follows is neither computed nor attended to any more. A block-causal model looks at its present block
+    alone. None: off."""
     logits_eos_inf: bool = False
     """Never propose the end of text, the first of the model's `eos_ids`; an end of turn may still come (LLaDA)."""
     confidence_eos_eot_inf: bool = False
@@ -101,8 +103,16 @@ class Settings:
             self, "noise_seed", random.SystemRandom().getrandbits(31) if self.seed is None else self.seed
         )
 
+    def blank(self, spec: ModelSpec) -> int:
+        """What an answer's undecided columns are before they are begun: the mask, or `NOISE` where there is none."""
+        return self.mask(spec) if self.mask_id is not None or not spec.uniform else NOISE
+
     def mask(self, spec: ModelSpec) -> int:
         """The id of the mask token. Raises DllmError if there is none, or if it is not in the vocabulary."""
+        if spec.uniform:
+            raise DllmError(
+                "the model denoises random tokens and knows no mask; leave out mask_id, and what needs one."
+            )
         mask_id = spec.mask_id if self.mask_id is None else self.mask_id
         if mask_id is None:
             raise DllmError("the model has no mask token; give mask_id=.")

@@ -151,7 +151,7 @@ def fill(
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
         parameters = list(model.named_parameters())
-        sources = [source for name, _ in parameters for source in family.sources(name)]
+        sources = [source for name, empty in parameters for source in family.parts(model.spec, name, empty)]
         task = bar.add_task("reading weights", total=sum(stored[s].shape[0] * stored[s].row_bytes for s in sources))
         for name, empty in parameters:
             value = torch.empty_like(empty, device=device)

@@ -3,9 +3,11 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import dllm
 from dllm.evaluate.score import wilson
+from dllm.models.transformer import Transformer
 from dllm.zoo import tasks
 
 LLADA = (
@@ -13,8 +15,38 @@ LLADA = (
 )
 DREAM = (
     "Dream's objective (arXiv:2508.15487): every column predicts the token of the next; a share of the answer masked,\n"
-    "the loss of a masked token weighted by the known ones around it (geometric with p = {})"
+    "the loss of a masked token weighted by the known ones around it (geometric with p = {cart})"
 )
+BLOCKWISE = ";\nin {block_share:.0%} of the rows the mask is that of block-wise decoding"
+BLOCK = (
+    "Fast-dLLM v2's objective (arXiv:2509.26328): blocks of {block_length} tokens, each masked in part behind clean\n"
+    "ones and once more with the complementary mask, so that every token of the answer is predicted once"
+)
+CAUSAL = "Next-token prediction on the answers"
+TAUGHT = "Next-token prediction on the answers, with the predictions of {teacher} for targets"
+MEASURED = {
+    "full": "one token a step, gen_length 64, block_length 32, no cache",
+    "block": "one token a step, gen_length 64, blocks of the model, exact cache",
+    "causal": "one token a forward, gen_length 64",
+}
+
+
+def objective(model: Transformer, facts: dict[str, Any]) -> str:
+    """What the model was trained on, as its recipe says."""
+    if model.spec.attention == "causal":
+        return (TAUGHT if facts.get("teacher") else CAUSAL).format(**facts)
+    if model.spec.attention == "block":
+        return BLOCK.format(**facts)
+    return ((DREAM if facts.get("cart") else LLADA) + BLOCKWISE).format(**facts)
+
+
+def answers(model: Transformer, asked: list[str]) -> list[str]:
+    """Greedy, one token a step: what parallel decoding is held against."""
+    if model.spec.attention == "causal":
+        return dllm.generate_causal(model, asked, gen_length=64, batch_size=50).texts or []
+    # A block of half the canvas, but for models that have blocks of their own.
+    how: dict[str, Any] = {"block_length": 32, "cache": "none"} if model.spec.attention == "full" else {}
+    return dllm.generate(model, asked, "static", gen_length=64, batch_size=50, **how).texts or []
 
 
 def card(folder: Path, n: int) -> None:
@@ -24,11 +56,8 @@ def card(folder: Path, n: int) -> None:
     rows = []
     for task in ("lists", "math", "code"):
         problems = tasks.problems(task, n)
-        # Greedy, one token a step, a block of half the canvas, no cache: what the parallel samplers are held against.
-        made = dllm.generate(
-            model, [p.question for p in problems], "static", "none", gen_length=64, block_length=32, batch_size=50
-        )
-        right = [tasks.correct(p, text) for p, text in zip(problems, made.texts or [], strict=True)]
+        texts = answers(model, [p.question for p in problems])
+        right = [tasks.correct(p, text) for p, text in zip(problems, texts, strict=True)]
         kinds = sorted({p.kind for p in problems}) if task != "code" else []
         for kind in ["all", *kinds]:
             chosen = [ok for p, ok in zip(problems, right, strict=True) if kind in ("all", p.kind)]
@@ -39,7 +68,7 @@ def card(folder: Path, n: int) -> None:
     table, size = "\n".join(rows), model.spec.n_parameters / 1e6
     start = facts.get("start")
     begun = f"trained from the weights of {start}" if start else "trained from scratch"
-    objective = LLADA if not facts.get("cart") else DREAM.format(facts["cart"])
+    network = {"full": "masked diffusion", "block": "block-diffusion", "causal": "causal"}[model.spec.attention]
     note = facts["note"] + "\n" if "note" in facts else ""
     tokens, minutes = facts["tokens"] / 1e6, facts["seconds"] / 60
     (folder / "README.md").write_text(f"""---
@@ -48,14 +77,14 @@ library_name: dllm-decode
 ---
 # {folder.name}
 
-A masked diffusion language model of {size:.2f} M parameters in the format of {facts["family"]}, {begun} on
+A {network} language model of {size:.2f} M parameters in the format of {facts["family"]}, {begun} on
 procedurally generated word problems (`math`), word lists (`lists`), small functions (`code`) and sums. It is
 made to show and test decoding on a CPU: its answers have several right phrasings, so that revealing too much at once
 makes real mistakes. It knows nothing else.
 
 ## Accuracy
 
-Held-out problems, greedy, one token a step, gen_length 64, block_length 32, no cache, float32; 95 % Wilson intervals.
+Held-out problems, greedy, {MEASURED[model.spec.attention]}, float32; 95 % Wilson intervals.
 `math` counts the final number, `lists` the exact list (any permutation for shuffle, any one replacement for
 replace_random), `code` a body whose syntax tree is one of the task's accepted ones.
 
@@ -65,8 +94,7 @@ replace_random), `code` a body whose syntax tree is one of the task's accepted o
 
 ## Training
 
-{objective};
-in {facts["block_share"]:.0%} of the rows the mask is that of block-wise decoding. {facts["steps"]:,} steps,
+{objective(model, facts)}. {facts["steps"]:,} steps,
 {tokens:.1f} M tokens, {minutes:.0f} minutes on {facts["device"]}, seed {facts["seed"]}.
 {note}The weights are stored in bfloat16. Repeat with
 

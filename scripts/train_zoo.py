@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from zoo_objectives import Batch, causal_loss, masked_loss
+from zoo_objectives import Batch, block_loss, causal_loss, masked_loss
 
 from dllm.loading import load
 from dllm.models import FAMILIES
@@ -56,6 +56,10 @@ class Recipe:
     shape: dict[str, int] = field(default_factory=lambda: {"hidden": 128, "layers": 5, "heads": 4, "mlp": 352})
     start: str = ""
     """A bundled model whose tokenizer and weights the run begins with; what that model lacks begins as usual."""
+    block_length: int = 0
+    """Of a block-diffusion model."""
+    teacher: str = ""
+    """A bundled causal model whose tokenizer the run takes, and whose predictions it learns instead of the texts'."""
     cart: float = 0.0
     """Above 0: weigh a masked token by the known ones around it (Dream's CART) instead of by the masked share."""
 
@@ -73,6 +77,17 @@ RECIPES = {
         shape={"hidden": 128, "layers": 5, "heads": 4, "mlp": 352},
     ),
     "tiny-ar": Recipe(family="Qwen2ForCausalLM", seed=2, steps=7000, start="tiny-dream", curriculum=1),
+    "tiny-ar-draft": Recipe(
+        family="Qwen2ForCausalLM",
+        seed=3,
+        steps=5000,
+        teacher="tiny-ar",
+        curriculum=500,
+        shape={"hidden": 64, "layers": 4, "heads": 4, "mlp": 176},
+    ),
+    "tiny-block": Recipe(
+        family="Fast_dLLM_QwenForCausalLM", seed=4, steps=4000, start="tiny-ar", curriculum=1, block_length=8
+    ),
 }
 
 
@@ -87,9 +102,10 @@ def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
     }
     if recipe.family != "LLaDAModelLM":
         masked = recipe.family != "Qwen2ForCausalLM"
+        types = {"DreamModel": "Dream", "Qwen2ForCausalLM": "qwen2", "Fast_dLLM_QwenForCausalLM": "Fast_dLLM_Qwen"}
         return {
             "architectures": [recipe.family],
-            "model_type": "Dream" if masked else "qwen2",
+            "model_type": types[recipe.family],
             "hidden_size": shape["hidden"],
             "num_hidden_layers": shape["layers"],
             "num_attention_heads": shape["heads"],
@@ -103,6 +119,7 @@ def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
             "use_sliding_window": False,
             "bos_token_id": ids["<|startoftext|>"],
             **{key: value for key, value in named.items() if masked or key != "mask_token_id"},
+            **({"bd_size": recipe.block_length} if recipe.block_length else {}),
         }
     return {
         "architectures": [recipe.family],
@@ -173,11 +190,13 @@ def batches(recipe: Recipe, tokenizer: Any, first: int) -> Iterator[Batch]:
             yield Batch(tokens, prompts, answers)
 
 
-def loss_of(model: Transformer, batch: Batch, recipe: Recipe, step: int) -> Tensor:
+def loss_of(model: Transformer, teacher: Transformer | None, batch: Batch, recipe: Recipe, step: int) -> Tensor:
     """The objective of the recipe's family; what it draws depends on the seed and the step."""
     if model.spec.attention == "causal":
-        return causal_loss(model, batch)
+        return causal_loss(model, batch, teacher)
     draw = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    if model.spec.attention == "block":
+        return block_loss(model, batch, draw)
     return masked_loss(model, batch, recipe.block_share, recipe.cart, draw)
 
 
@@ -189,12 +208,14 @@ class Trainer:
         self.tokens, self.seconds = 0, 0.0
         self.family = FAMILIES[recipe.family]
         path = folder / "tokenizer.json"
-        if recipe.start:
+        lender = recipe.start or recipe.teacher
+        if lender:
             for file in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(ZOO / recipe.start / file, folder)
+                shutil.copy(ZOO / lender / file, folder)
         elif not path.exists():
             save_tokenizer(train_tokenizer(texts(recipe, 6000)), folder)
         self.tokenizer = Tokenizer.from_file(str(path))
+        self.teacher = load(ZOO / recipe.teacher, dtype="float32", device=device) if recipe.teacher else None
         self.config = config_of(recipe, self.tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -207,7 +228,7 @@ class Trainer:
                 if name.endswith("bias"):
                     torch.nn.init.zeros_(p)
         if recipe.start:
-            begin = dict(load(str(ZOO / recipe.start), dtype="float32", device="cpu").named_parameters())
+            begin = dict(load(ZOO / recipe.start, dtype="float32", device="cpu").named_parameters())
             for name, p in self.model.named_parameters():
                 if name in begin:
                     p.data.copy_(begin[name])
@@ -238,7 +259,7 @@ class Trainer:
         for optimizer, lr in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * self.rate()
-        loss = loss_of(self.model, batch, self.recipe, self.step)
+        loss = loss_of(self.model, self.teacher, batch, self.recipe, self.step)
         if not torch.isfinite(loss):
             raise RuntimeError(
                 f"the loss is {loss.item()} at step {self.step}; lower the learning rate. {self.folder} is unharmed."

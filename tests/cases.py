@@ -42,11 +42,17 @@ OPTIONS = {
     "elastic": "elastic:window_length=4,gamma=0.8",
     "sparse": "sparse:retention=0.4",
     "d2": "d2:current_k=4,sigma=2,rollout_p=0.3",
+    "subblock": "subblock:small_block=2",
 }
 """Options with which the tiny model's confidences tell the rules apart; other names run with their defaults."""
 
-SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS]
-CACHE_NAMES = [*(OPTIONS.get(name, name) for name in CACHES), "dual:refresh=5,skip_decoded=true"]
+SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS if name != "renoise"]  # that one needs a canvas of noise
+CACHE_NAMES = [*(OPTIONS.get(name, name) for name, cache in CACHES.items() if "full" in cache.patterns)]
+CACHE_NAMES += ["dual:refresh=5,skip_decoded=true"]
+BLOCK_CACHE_NAMES = [OPTIONS.get(name, name) for name, cache in CACHES.items() if "full" not in cache.patterns]
+"""Those of block-causal models alone."""
+BLOCKS = {"attention": "block", "block_length": 4}
+"""The fields of such a model's spec."""
 
 ALWAYS = {name: f"{name}:refresh=1" for name, cache in CACHES.items() if "refresh" in cache.__dataclass_fields__}
 ALWAYS["dkv-pd"] += ",prompt_refresh=1"
@@ -76,6 +82,13 @@ def pairs(caches, samplers=SAMPLER_NAMES, every=2):
 
 
 PAIRS, REFRESHED = [*pairs(CACHE_NAMES)], [*pairs(ALWAYS.values())]
+BLOCK_PAIRS = [*pairs(BLOCK_CACHE_NAMES)]
+ALL_PAIRS = PAIRS + BLOCK_PAIRS
+
+
+def served(cache):
+    """The fields of the spec of a model that the cache is for."""
+    return BLOCKS if cache in BLOCK_CACHE_NAMES else {}
 
 
 def canvas(tokens, prompt_lengths, lengths, mask_id):

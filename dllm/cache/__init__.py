@@ -7,6 +7,7 @@ from dllm.cache.base import Cache, CacheState, View, full_view
 from dllm.cache.d2 import D2Cache
 from dllm.cache.delayed import DelayedCache, GreedyCache, PromptDelayedCache
 from dllm.cache.elastic import ElasticCache
+from dllm.cache.exact import ExactCache, SubblockCache
 from dllm.cache.policies import DualCache, NoCache, PrefixCache, VicinityCache
 from dllm.cache.sparse import SparseCache
 
@@ -15,6 +16,8 @@ CACHES: dict[str, type[Cache]] = {
     "prefix": PrefixCache,
     "dual": DualCache,
     "vicinity": VicinityCache,
+    "exact": ExactCache,
+    "subblock": SubblockCache,
     "dkv-decode": DelayedCache,
     "dkv-greedy": GreedyCache,
     "dkv-pd": PromptDelayedCache,
@@ -30,4 +33,16 @@ def make(name: str, **settings: Any) -> Cache:
     return options.make("cache", CACHES, ALIASES, name, **settings)
 
 
-__all__ = ["CACHES", "Cache", "CacheState", "DelayedCache", "DualCache", "NoCache", "PrefixCache", "View", "full_view", "make"]
+__all__ = [
+    "CACHES",
+    "Cache",
+    "CacheState",
+    "DelayedCache",
+    "DualCache",
+    "ExactCache",
+    "NoCache",
+    "PrefixCache",
+    "View",
+    "full_view",
+    "make",
+]

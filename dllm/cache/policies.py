@@ -43,6 +43,8 @@ class Storeless(CacheState):
 class NoCache(Cache):
     """Every forward computes every column, as LLaDA and Dream were published."""
 
+    patterns: ClassVar[tuple[str, ...]] = ("full", "block")
+    through: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:

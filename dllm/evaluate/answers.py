@@ -58,7 +58,7 @@ class Method:
     def blank(self, model: Model) -> int:
         """What stands in an answer where nothing is decided. Raises DllmError for a model that does not fill masks."""
         check_model(model)
-        return self.settings.mask(model.spec)
+        return self.settings.blank(model.spec)
 
     def start(self, model: Model, requests: Sequence[Request]) -> Run:
         return start(model, requests, self.sampler, self.cache, self.settings, (), None)

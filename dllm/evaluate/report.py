@@ -164,7 +164,8 @@ def note(runs: Sequence[Run]) -> list[str]:
         lines.append(
             f"{run.name}: {facts['task']}{protocol}, {run.headline}; {c['model']} on {c['device']} ({c['dtype']}, "
             f"{c['threads']} threads, torch {c['versions']['torch']}), {way(facts)}, "
-            f"gen_length {facts['gen_length']}, batch_size {facts['batch_size']}, temperature {facts['temperature']:g}, seed {facts['seed']}"
+            f"gen_length {facts['gen_length']}, batch_size {facts['batch_size']}, "
+            f"temperature {facts['temperature']:g}, seed {facts['seed']}"
         )
     return lines
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
-from dllm.spec import ModelSpec
+from dllm.spec import Experts, ModelSpec
 
 Config = Mapping[str, Any]
 """The contents of a config.json."""
@@ -22,7 +22,8 @@ class Family:
     """The class name in the config's `architectures`. (`model_type` does not do: LLaDA and LLaDA-MoE share theirs.)"""
     spec: Callable[[Config], ModelSpec]
     names: Mapping[str, tuple[str, ...]]
-    """Our parameter to the tensors of the checkpoint that are stacked to make it; {i} stands for the layer."""
+    """Our parameter to the tensors of the checkpoint that are stacked to make it; {i} stands for the layer, {e} for the
+    expert of a stack of matrices."""
     turn_end: str | None = None
     """A token that ends an answer besides the config's end of text, where the tokenizer has it."""
     tokenizer: str | None = None
@@ -34,18 +35,23 @@ class Family:
         if head != "layers":
             return self.names[parameter]
         layer, _, leaf = rest.partition(".")
-        return tuple(name.format(i=layer) for name in self.names["layers." + leaf])
+        return tuple(name.replace("{i}", layer) for name in self.names["layers." + leaf])
 
-    def part_sizes(self, spec: ModelSpec, parameter: str, rows: int) -> list[int]:
-        """How many rows of a parameter come from each of its sources."""
-        if ".qkv." in parameter:
+    def part_sizes(self, spec: ModelSpec, parameter: str, rows: int, n_parts: int) -> list[int]:
+        """How many rows of a matrix come from each of its sources."""
+        if ".qkv." in parameter and n_parts == 3:
             return [spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim]
-        return [rows // 2, rows // 2] if ".gate_up." in parameter else [rows]
+        return [rows // n_parts] * n_parts
 
     def parts(self, spec: ModelSpec, parameter: str, value: Tensor) -> dict[str, Tensor]:
         """A parameter cut, without copying, into the tensors that the checkpoint has for it."""
-        sizes = self.part_sizes(spec, parameter, len(value))
-        return dict(zip(self.sources(parameter), torch.split(value, sizes), strict=True))
+        names = self.sources(parameter)
+        found: dict[str, Tensor] = {}
+        for expert, matrix in enumerate(value if value.ndim == 3 else [value]):
+            sizes = self.part_sizes(spec, parameter, len(matrix), len(names))
+            own = [name.replace("{e}", str(expert)) for name in names]
+            found |= dict(zip(own, torch.split(matrix, sizes), strict=True))
+        return found
 
     def checkpoint(self, model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
         """The model's parameters under the names and in the shapes of the family's checkpoints."""
@@ -65,11 +71,11 @@ def required(config: Config, key: str) -> Any:
     return config[key]
 
 
-def size(config: Config, key: str, default: int | None = None) -> int:
-    """A whole number of at least 1; without a default the key must be there."""
+def size(config: Config, key: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number of at least so much; without a default the key must be there."""
     value = default if config.get(key) is None and default is not None else required(config, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DllmError(f"config.json has {key}={value!r}; it must be a whole number of at least 1.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DllmError(f"config.json has {key}={value!r}; it must be a whole number of at least {least}.")
     return value
 
 
@@ -114,7 +120,28 @@ def checked(spec: ModelSpec) -> ModelSpec:
         )
     if spec.head_dim % 2:
         raise DllmError(f"config.json makes heads {spec.head_dim} wide; rotary positions need an even width.")
+    if spec.experts:
+        check_experts(spec.experts, spec.n_layers)
     named = [*spec.eos_ids, *([] if spec.mask_id is None else [spec.mask_id])]
     if named and max(named) >= spec.vocab_size:
-        raise DllmError(f"config.json names the token id {max(named)}, beyond the vocabulary of {spec.vocab_size}.")
+        raise DllmError(
+            f"the token id {max(named)}, config.json's or else the family's, is beyond the vocabulary of "
+            f"{spec.vocab_size}."
+        )
     return spec
+
+
+def check_experts(experts: Experts, n_layers: int) -> None:
+    """Raise if no layer has experts, or a token cannot be sent through so many of so many groups."""
+    if experts.dense_layers >= n_layers:
+        raise DllmError(f"config.json has {n_layers} layers, the first {experts.dense_layers} of them without experts.")
+    size = experts.count // experts.groups
+    if experts.count % experts.groups or (experts.groups_used < experts.groups and size < 2):
+        raise DllmError(
+            f"config.json has {experts.count} experts in {experts.groups} groups; a group needs two or more."
+        )
+    if experts.groups_used > experts.groups or experts.used > experts.groups_used * size:
+        raise DllmError(
+            f"config.json sends a token through {experts.used} experts of {experts.groups_used} groups; there are "
+            f"{experts.groups} groups of {size}."
+        )

@@ -44,7 +44,7 @@ def tiny(
             weight.copy_(0.1 * noise + (not name.endswith("bias")))
         elif not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding):
             # Queries and keys twice as wide, so that attention picks a few columns and a token depends on its context.
-            weight.copy_(noise * weight.shape[1] ** -0.5 * (2 if ".qkv." in name else 1))
+            weight.copy_(noise * weight.shape[-1] ** -0.5 * (2 if ".qkv." in name else 1))
         else:
             weight.copy_(noise)
     model.head.weight.mul_(sharpness * (model.spec.hidden_size**-0.5 if model.spec.tied_head else 1))

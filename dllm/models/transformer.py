@@ -1,4 +1,4 @@
-"""The one transformer: RMSNorm before each half, rotary positions, grouped-query attention, gated MLP.
+"""The one transformer: RMSNorm before each half, rotary positions, grouped-query attention, gated MLP or experts.
 
 LLaDA, Dream, Qwen, Llama and their block-diffusion relatives are this network with another `ModelSpec`. It meets a
 cache in two calls per layer: `view.enter`, which may replace its input; `view.attend`, which stores K/V and attends.
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dllm.canvas import Span
+from dllm.models.moe import Mixture, gated
 from dllm.spec import ModelSpec
 
 
@@ -36,29 +37,36 @@ class RMSNorm(nn.Module):
         return scaled
 
 
-Rotation = tuple[Float[Tensor, "B Q 1 D"], Float[Tensor, "B Q 1 D"]]
+Rotation = tuple[Float[Tensor, "#B Q 1 R"], Float[Tensor, "#B Q 1 R"]]
+"""R: the numbers of a head that are rotated, its first ones; mostly all D. One row may serve a whole batch."""
 
 
 def rotation(spec: ModelSpec, rows: Int[Tensor, "B Q"], dtype: torch.dtype) -> Rotation:
     """Cosines and signed sines of the angles at the absolute columns `rows`, in the dtype in which to rotate."""
-    exponent = torch.arange(0, spec.head_dim, 2, device=rows.device, dtype=wide(dtype)) / spec.head_dim
-    angle = rows[..., None].to(wide(dtype)) * spec.rope_theta**-exponent
+    size = spec.rope_dim or spec.head_dim
+    exponent = torch.arange(0, size, 2, device=rows.device, dtype=wide(dtype)) / size
+    frequency = spec.rope_theta**-exponent
+    if spec.rope_scaling is not None:
+        frequency = spec.rope_scaling(frequency)
+    angle = rows[..., None].to(wide(dtype)) * frequency
     cos, sin = angle.cos(), angle.sin()
     tables = torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
     return tables if spec.rope_fp32 else (tables[0].to(dtype), tables[1].to(dtype))
 
 
 def rotate(x: Float[Tensor, "B Q N D"], by: Rotation) -> Float[Tensor, "B Q N D"]:
-    """Rotary position embedding: the halves of the last axis are the two coordinates (not interleaved pairs)."""
+    """Rotary position embedding: the halves of what is rotated are the two coordinates (not interleaved pairs)."""
     cos, sin = by
-    wider = x.to(cos.dtype)
-    return (wider * cos + wider.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
+    size = cos.shape[-1]
+    wider = x[..., :size].to(cos.dtype)
+    turned = (wider * cos + wider.roll(size // 2, -1) * sin).to(x.dtype)
+    return turned if size == x.shape[-1] else torch.cat([turned, x[..., size:]], -1)
 
 
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). The projections of q, k, v and of gate, up are fused."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
         hidden, heads, width = spec.hidden_size, spec.n_heads, spec.head_dim
         self.head_counts = [heads, spec.n_kv_heads, spec.n_kv_heads]
@@ -69,8 +77,12 @@ class Layer(nn.Module):
         self.k_norm = RMSNorm(width, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.out = nn.Linear(heads * width, hidden, bias=False)
         self.mlp_norm = RMSNorm(hidden, spec.norm_eps)
-        self.gate_up = nn.Linear(hidden, 2 * spec.mlp_size, bias=False)
-        self.down = nn.Linear(spec.mlp_size, hidden, bias=False)
+        if spec.experts and index >= spec.experts.dense_layers:
+            self.moe: Mixture | None = Mixture(hidden, spec.experts)
+        else:
+            self.moe = None
+            self.gate_up = nn.Linear(hidden, 2 * spec.mlp_size, bias=False)
+            self.down = nn.Linear(spec.mlp_size, hidden, bias=False)
 
     def forward(self, index: int, x: Float[Tensor, "B Q C"], view: Any, by: Rotation) -> Float[Tensor, "B Q C"]:
         batch, n_rows, _ = x.shape
@@ -78,8 +90,8 @@ class Layer(nn.Module):
         q, k, v = qkv.split(self.head_counts, 2)
         q, k = rotate(self.q_norm(q), by), rotate(self.k_norm(k), by)
         x = x + self.out(view.attend(index, q, k, v).flatten(2))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        out: Tensor = x + self.down(F.silu(gate) * up)
+        h = self.mlp_norm(x)
+        out: Tensor = x + (self.moe(h) if self.moe else gated(h, self.gate_up, self.down))
         return out
 
 
@@ -90,7 +102,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.spec, self.tokenizer = spec, tokenizer
         self.embed = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.n_layers))
+        self.layers = nn.ModuleList(Layer(spec, i) for i in range(spec.n_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         if spec.tied_head:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
 from dllm.samplers.base import Needs, Sampler
@@ -31,6 +34,9 @@ class Wrapper(Sampler):
 
     def needs(self) -> Needs:
         return replace(self.inner.needs(), plain=False)
+
+    def temperature(self, block_step: Int[Tensor, " B"]) -> Float[Tensor, " B"] | None:
+        return self.inner.temperature(block_step)
 
     def check(self, gen_length: int) -> None:
         self.inner.check(gen_length)

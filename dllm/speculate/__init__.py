@@ -5,9 +5,13 @@ from typing import Any
 from dllm import options
 from dllm.speculate.accept import RULES, Rule, rule
 from dllm.speculate.base import Context, Drafter, Drafting, Row
+from dllm.speculate.branches import Branches
+from dllm.speculate.diffusion import Diffusion
+from dllm.speculate.medusa import Hydra, Medusa
 from dllm.speculate.model import ModelDrafter
 from dllm.speculate.ngram import Ngram
 from dllm.speculate.recycling import Recycling
+from dllm.speculate.stand import Stand
 from dllm.speculate.suffix import Suffix
 from dllm.speculate.tree import Tree
 
@@ -16,8 +20,19 @@ DRAFTERS: dict[str, type[Drafter]] = {
     "recycling": Recycling,
     "suffix": Suffix,
     "model": ModelDrafter,
+    "tree": Branches,
+    "stand": Stand,
+    "medusa": Medusa,
+    "hydra": Hydra,
+    "diffusion": Diffusion,
 }
-ALIASES = {"prompt_lookup": "ngram", "pld": "ngram", "token_recycling": "recycling", "draft_model": "model"}
+ALIASES = {
+    "prompt_lookup": "ngram",
+    "pld": "ngram",
+    "token_recycling": "recycling",
+    "draft_model": "model",
+    "dyspec": "tree",
+}
 
 
 def make(name: str, **settings: Any) -> Drafter:

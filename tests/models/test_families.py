@@ -7,10 +7,12 @@ import torch
 import transformers
 
 import dllm
+import twins
 from dllm.cache import full_view
 from dllm.canvas import Span
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
+from dllm.spec import RopeScaling
 
 LLADA_8B = {
     "architectures": ["LLaDAModelLM"],
@@ -70,6 +72,13 @@ DREAM_7B = {
     "eos_token_id": 151643,
     "bos_token_id": 151643,
     "use_cache": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -132,19 +141,10 @@ def test_a_dream_with_another_network_is_refused_by_the_key(key, value):
 
 def test_dream_is_qwen2_that_sees_all_and_predicts_one_column_on():
     """Against transformers' Qwen2 with a mask that hides nothing, its logits moved by one column."""
-    sizes = {k: v for k, v in LLAMA.items() if k != "architectures"} | {"num_key_value_heads": 2}
-    theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes)).eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.15)
-    family = FAMILIES["DreamModel"]
-    ours = Transformer(family.spec({**theirs.config.to_dict(), "mask_token_id": 39})).requires_grad_(False)
-    weights = theirs.state_dict()
-    for name, value in ours.named_parameters():
-        for source, part in family.parts(ours.spec, name, value).items():
-            part.copy_(weights[source])
-    tokens, columns = torch.randint(0, 38, (2, 9)), torch.arange(9).expand(2, -1)
-    with torch.no_grad():
-        raw = theirs(tokens, attention_mask=torch.zeros(2, 1, 9, 9)).logits
+    theirs = twins.theirs("Qwen2")
+    ours = twins.ours(theirs, "DreamModel", mask_token_id=60)
+    tokens, columns = torch.randint(0, 60, (2, 9)), torch.arange(9).expand(2, -1)
+    raw = theirs(tokens, attention_mask=torch.zeros(2, 1, 9, 9)).logits
     got = ours(tokens, full_view(ours.spec, [9, 9]), Span(columns, torch.ones(2, 9, dtype=torch.bool)))
     torch.testing.assert_close(got, torch.cat([raw[:, :1], raw[:, :-1]], 1))
 
@@ -225,8 +225,8 @@ def test_a_key_that_is_needed_is_named(key, config):
         ({"n_heads": 24}, "d_model=4096, which n_heads=24 does not divide"),
         ({"n_kv_heads": 5}, "32 heads, which 5 key/value heads cannot share"),
         ({"d_model": 96}, "heads 3 wide; rotary positions need an even width"),
-        ({"mask_token_id": 126464}, "names the token id 126464, beyond the vocabulary of 126464"),
-        ({"eos_token_id": [2, 200000]}, "names the token id 200000"),
+        ({"mask_token_id": 126464}, "the token id 126464, .* is beyond the vocabulary of 126464"),
+        ({"eos_token_id": [2, 200000]}, "the token id 200000, config.json's or else the family's"),
     ],
 )
 def test_numbers_that_do_not_fit_together_are_named(changes, message):
@@ -244,7 +244,9 @@ def test_numbers_that_do_not_fit_together_are_named(changes, message):
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types='sliding_attention'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type='linear'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type='llama3'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no 'low_freq_factor'"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor=1.0"),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "factor=0"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type='yarn'"),
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"rope_parameters": "default"}, "rope_parameters='default'"),
@@ -269,6 +271,11 @@ def test_the_base_of_the_angles_is_read_as_old_and_new_transformers_write_it(cha
     assert spec(LLAMA | changes).rope_theta == theta
 
 
+def test_llama_3s_slower_angles_are_read():
+    assert spec(LLAMA).rope_scaling is None
+    assert spec(LLAMA | {"rope_scaling": LLAMA3}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 32.0)
+
+
 def test_what_a_causal_config_says():
     found = spec(
         LLAMA | {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True, "eos_token_id": [2, 5]}
@@ -291,13 +298,16 @@ def test_a_checkpoint_cuts_every_parameter_and_loses_nothing(architecture, tied,
     config = LLADA_8B | {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
     config |= {"embedding_size": 40, "mask_token_id": 39, "eos_token_id": 38, "include_qkv_bias": bias}
     if architecture != "LLaDAModelLM":
-        config = LLAMA | {"num_key_value_heads": 2, "mask_token_id": 39}
+        config = LLAMA | {"num_key_value_heads": 2, "mask_token_id": 39, "num_experts": 4, "num_experts_per_tok": 2}
+        config |= {"moe_intermediate_size": 12, "expert_intermediate_size": 12, "num_shared_experts": 1}
+        config |= {"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}
     model = Transformer(replace(family.spec(config), tied_head=tied))
     tensors = family.checkpoint(model, model.spec)
     assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in model.parameters())
     assert not any("{" in name or t.requires_grad for name, t in tensors.items())
     for name, value in model.named_parameters():
-        assert torch.equal(torch.cat([tensors[source] for source in family.sources(name)]), value)
+        sources = family.parts(model.spec, name, value)
+        assert torch.equal(torch.cat([tensors[source] for source in sources]).view_as(value), value)
 
 
 @pytest.mark.parametrize("tied", [False, True])

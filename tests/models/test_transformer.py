@@ -4,27 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 import cases
+import twins
 from dllm.cache import DualCache, full_view
 from dllm.canvas import Span
-from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer, rotate, rotation
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
 CASES = {
     "llama": ("Llama", {}),
@@ -34,25 +28,15 @@ CASES = {
     "biases": ("Qwen2", {}),
     "q and k norms": ("Qwen3", {}),
     "wide heads": ("Qwen3", {"head_dim": 20}),
+    "slower angles": ("Llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 256}),
 }
 
 
 def pair(case: str) -> tuple[torch.nn.Module, Transformer]:
     """A random network of transformers, and ours with its weights, causal."""
     name, changes = CASES[case]
-    torch.manual_seed(0)
-    config = getattr(transformers, name + "Config")(**SIZES | changes)
-    theirs = getattr(transformers, name + "ForCausalLM")(config).eval()
-    for parameter in theirs.parameters():  # so that no norm is all ones, no bias all zeros
-        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.15)
-    family = FAMILIES[name + "ForCausalLM"]
-    ours = Transformer(family.spec({"architectures": [family.architecture], **config.to_dict()}))
-    weights = theirs.state_dict()
-    with torch.no_grad():
-        for parameter, value in ours.named_parameters():
-            for source, part in family.parts(ours.spec, parameter, value).items():
-                part.copy_(weights[source])
-    return theirs, ours.eval().requires_grad_(False)
+    theirs = twins.theirs(name, **changes)
+    return theirs, twins.ours(theirs, name + "ForCausalLM")
 
 
 def bidirectional(model: Transformer, **changes: object) -> Transformer:
