@@ -11,6 +11,26 @@ from dllm.canvas import Span
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Slower rotary angles for a longer context: those that turn rarely within the original one (Llama 3.1)."""
+
+    factor: float
+    """By how much the slowest angles are slower."""
+    low: float
+    """Angles of at most so many turns within the original context are slowed down by the whole factor."""
+    high: float
+    """Angles of at least so many turns stay as they are."""
+    original: float
+    """The original context, in tokens."""
+
+    def __call__(self, frequency: Float[Tensor, " F"]) -> Float[Tensor, " F"]:
+        """The scaled angles per column, radians."""
+        turns = self.original * frequency / (2 * torch.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return frequency * ((1 - kept) / self.factor + kept)
+
+
+@dataclass(frozen=True)
 class Experts:
     """A mixture of experts in place of the MLP of every layer but the first `dense_layers`."""
 
@@ -61,6 +81,7 @@ class ModelSpec:
     logits_shift: int = 0
     """1: the row at column i predicts the token at i + 1 (models adapted from autoregressive ones)."""
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     rope_fp32: bool = True
     """Rotate in float32 (LLaDA), or with tables rounded to the model's dtype (Dream)."""
     rope_dim: int | None = None

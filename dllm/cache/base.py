@@ -22,7 +22,7 @@ def attention(
     q: Float[Tensor, "B Q H D"],
     k: Float[Tensor, "B L K D"],
     v: Float[Tensor, "B L K D"],
-    visible: Bool[Tensor, "B 1 _ L"] | None,
+    visible: Bool[Tensor, "#B 1 _ L"] | None,
     causal: bool = False,
 ) -> Float[Tensor, "B Q H D"]:
     """Softmax attention of every query to all visible keys; None means all of them. Query heads share K/V in groups.

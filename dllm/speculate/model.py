@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dllm.cache.causal import CausalStore
@@ -71,7 +70,7 @@ class Chaining(Drafting):
         self.known: list[int] = []
         """Of every slot, how many of the row's tokens are computed."""
 
-    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, hidden: Float[Tensor, "P C"] | None) -> None:
+    def begin(self, row: Row, *_: Any) -> None:
         tokens = row.tokens[: row.prompt_length]
         self.store.begin([self.store.enter()], torch.tensor([tokens], device=self.model.device))
         self.known.append(len(tokens))
@@ -120,9 +119,7 @@ class Chaining(Drafting):
         self.forwards += 1
         self.positions += n_rows * n_tokens
 
-    def observe(
-        self, row: Row, tree: Tree, logits: Float[Tensor, "Q V"], hidden: Float[Tensor, "Q C"] | None, path: list[int]
-    ) -> None:
+    def observe(self, row: Row, _: Tree, __: Tensor, ___: Tensor | None, path: list[int]) -> None:
         # Of the chain it has computed all but the last token, as far as it came true.
         root = len(row.tokens) - 1 - len(path) - 1
         self.known[row.slot] = min(self.known[row.slot], root + 1 + len(path))

@@ -12,6 +12,7 @@ from dllm.cache import full_view
 from dllm.canvas import Span
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
+from dllm.spec import RopeScaling
 
 LLADA_8B = {
     "architectures": ["LLaDAModelLM"],
@@ -71,6 +72,13 @@ DREAM_7B = {
     "eos_token_id": 151643,
     "bos_token_id": 151643,
     "use_cache": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -236,7 +244,9 @@ def test_numbers_that_do_not_fit_together_are_named(changes, message):
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types='sliding_attention'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type='linear'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type='llama3'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no 'low_freq_factor'"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor=1.0"),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "factor=0"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type='yarn'"),
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"rope_parameters": "default"}, "rope_parameters='default'"),
@@ -259,6 +269,11 @@ def test_a_causal_model_with_another_network_is_refused_by_the_key(changes, key)
 )
 def test_the_base_of_the_angles_is_read_as_old_and_new_transformers_write_it(changes, theta):
     assert spec(LLAMA | changes).rope_theta == theta
+
+
+def test_llama_3s_slower_angles_are_read():
+    assert spec(LLAMA).rope_scaling is None
+    assert spec(LLAMA | {"rope_scaling": LLAMA3}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 32.0)
 
 
 def test_what_a_causal_config_says():
