@@ -11,6 +11,7 @@ from dllm.generation import Generation
 from dllm.infill import infill
 from dllm.loading import load
 from dllm.settings import Settings
+from dllm.streamer import Streamed
 from dllm.trace import Step, Trace
 from dllm.verify import Verification, verify
 
@@ -23,6 +24,7 @@ __all__ = [
     "Settings",
     "Span",
     "Step",
+    "Streamed",
     "Trace",
     "Verification",
     "adapt",

@@ -1,6 +1,7 @@
 """An autoregressive checkpoint as a block-diffusion model: the same network under a mask of blocks.
 
-Fast-dLLM v2 (arXiv:2509.26328) and D2F (arXiv:2508.09192) are made so, by training it or an adapter under that mask.
+Fast-dLLM v2 (arXiv:2509.26328) and SDAR (arXiv:2510.06303) are made so, by a short training under that mask; a LoRA
+that was trained so, as those of D2F (arXiv:2508.09192), is merged into the weights.
 """
 
 from dataclasses import replace
@@ -19,7 +20,7 @@ from dllm.spec import ModelSpec
 def adapt(
     name: str | Path,
     *,
-    block_length: int,
+    block_length: int | None = None,
     mask_id: int | None = None,
     logits_shift: int = 1,
     adapter: str | Path | None = None,
@@ -37,6 +38,8 @@ def adapt(
 
     Raises DllmError for a model that is not causal, an adapter of another model or kind, and values that cannot be.
     """
+    if block_length is None:
+        raise DllmError("a causal model has no blocks; give block_length=, as in the training.")
     check_block_length(block_length)
     if logits_shift not in (0, 1):
         raise DllmError(f"logits_shift={logits_shift!r} must be 0 or 1.")

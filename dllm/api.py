@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 import dllm.cache
 import dllm.samplers
 from dllm.cache.base import Cache
+from dllm.cache.encoder import EncoderCache
 from dllm.engine import Run
 from dllm.errors import DllmError, unknown
 from dllm.generation import Constraints, Generation, Prompt, Request, check_lengths, constrained, requests
@@ -41,11 +44,13 @@ def canonical(settings: dict[str, Any], *more: str) -> dict[str, Any]:
     return renamed
 
 
-def choose_sampler(sampler: str | Sampler | None, remasking: str, settings: dict[str, Any]) -> Sampler:
+def choose_sampler(
+    sampler: str | Sampler | None, remasking: str, settings: dict[str, Any], default: str = "threshold"
+) -> Sampler:
     """The sampler, also from the arguments by which other projects choose it, which leave `settings`.
 
     alg= names it; options of a sampler may stand alone (threshold=0.8, factor=1.0), and choose the first sampler that
-    has them all; remasking="random" is static in random order. None: threshold.
+    has them all; remasking="random" is static in random order. None: the default, which is the model's.
     """
     for alias in [alias for alias in SAMPLER_ALIASES if alias in settings]:
         if sampler is not None:
@@ -56,7 +61,8 @@ def choose_sampler(sampler: str | Sampler | None, remasking: str, settings: dict
     if remasking not in ("low_confidence", "random"):
         raise unknown("remasking", remasking, ["low_confidence", "random"])
     if sampler is None:
-        sampler = "static" if remasking == "random" else dllm.samplers.owner(options)
+        named = dllm.samplers.owner(options) if options else default
+        sampler = "static" if remasking == "random" else named
     if isinstance(sampler, str):
         sampler = dllm.samplers.make(sampler, **options)
     elif options:
@@ -112,10 +118,11 @@ def stream(
 ) -> Run:
     """Start a generation: iterate over the run for its steps, then ask for run.result(). Arguments as of `generate`."""
     check_model(model)
-    made, stored = choose_sampler(sampler, remasking, settings), choose_cache(cache, settings)
+    made = choose_sampler(sampler, remasking, settings, model.spec.sampler)
+    stored = choose_cache(cache, settings)
     hooks = choose_hooks(model, settings)
     checked = Settings(**canonical(settings, "chat", "constraints"))
-    masks = [checked.mask(model.spec)] * checked.gen_length
+    masks = [checked.blank(model.spec)] * checked.gen_length
     answer = masks if constraints is None else constrained(model, masks, constraints)
     asked = requests(model, prompts, answer, chat=chat, repeats=checked.num_samples, request_ids=request_ids)
     return start(model, asked, made, stored, checked, observers, hooks)
@@ -155,10 +162,11 @@ def check_pair(sampler: Sampler, cache: Cache, drafts: int | str = 1) -> None:
 
 def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Settings, hooks: Hooks | None = None) -> None:
     """Raise DllmError where model, sampler, cache and settings do not go together."""
-    if not model.spec.cacheable and not isinstance(cache, dllm.cache.NoCache):
+    if not model.spec.cacheable and not isinstance(cache, dllm.cache.NoCache | EncoderCache):
         raise DllmError(f"this model computes every row by itself and cannot use {cache}; give cache='none'.")
     if not model.spec.cacheable and sampler.needs().shadows:
         raise DllmError(f"{sampler} needs shadow rows, which this model cannot compute; take another sampler.")
+    check_noise(model.spec, sampler, settings, hooks)
     if settings.eotp is not None and not model.spec.eos_ids:
         raise DllmError(f"eotp={settings.eotp}: the model has no end of text to predict; leave it out.")
     if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:
@@ -194,7 +202,34 @@ def check_blocks(spec: ModelSpec, cache: Cache, block_length: int | None) -> Non
     if spec.attention == "block" and spec.block_length % (block_length or spec.block_length):
         raise DllmError(
             f"block_length={block_length} does not divide the blocks of {spec.block_length} columns that the model was "
-            "trained with; give a divisor, or leave it out."
+            f"trained with; give {spec.block_length} or a divisor of it."
+        )
+
+
+def check_noise(spec: ModelSpec, sampler: Sampler, settings: Settings, hooks: Hooks | None) -> None:
+    """Raise DllmError for what random tokens instead of masks, or a decoder of blocks, do not allow."""
+    if not spec.uniform and sampler.needs().renoises:
+        raise DllmError(
+            f"{sampler} draws undecided tokens anew, but those of this model are masks; take another sampler."
+        )
+    if spec.uniform and (settings.cfg_scale > 0 or hooks or sampler.needs().shadows):
+        name = "cfg_scale" if settings.cfg_scale > 0 else "a hook" if hooks else str(sampler)
+        raise DllmError(
+            f"{name} needs a mask, which this model does not have: it denoises random tokens; leave it out."
+        )
+    if settings.temperature > 0 and sampler.temperature(torch.zeros(1, dtype=torch.long)) is not None:
+        raise DllmError(
+            f"temperature={settings.temperature}: {sampler} has temperatures of its own; set those instead."
+        )
+    if spec.attention != "canvas":
+        return
+    if settings.eotp is not None or type(sampler).scope is not Sampler.scope:
+        name = str(sampler) if settings.eotp is None else f"eotp={settings.eotp}"
+        raise DllmError(f"{name} looks beyond the block, which this model's decoder cannot; leave it out.")
+    canvas = settings.block_length or spec.block_length
+    if settings.gen_length % canvas:
+        raise DllmError(
+            f"gen_length={settings.gen_length}: this model denoises blocks of {canvas} tokens; give a multiple of that."
         )
 
 
@@ -210,6 +245,8 @@ def start(
     """A run of these requests. Raises DllmError where model, sampler, cache and lengths do not go together."""
     if cache is None:
         cache = own_cache(model.spec) if not hooks else dllm.cache.NoCache()
+    if model.spec.attention == "canvas" and isinstance(cache, dllm.cache.NoCache):
+        cache = EncoderCache()  # the network's own, whatever is not kept here
     check_method(model, sampler, cache, settings, hooks)
     check_lengths(model, asked)
     for request in asked:

@@ -154,7 +154,11 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     def command(name: str, model: str | None, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         made.set_defaults(command=name)
-        made.add_argument("--model", default=model, help="bundled name, folder or hub id" + f" [{model}]" * bool(model))
+        made.add_argument(
+            "--model",
+            default=model,
+            help="bundled name, folder or hub id, :block_length=INT behind it for blocks" + f" [{model}]" * bool(model),
+        )
         made.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one")
         made.add_argument(
             "--dtype", help="float32, bfloat16, float16, float64; by default float32 on a CPU, else the checkpoint's"
@@ -166,7 +170,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         add("--sampler", metavar=method, help=f"{samplers} [threshold]")
         for name, sampler in dllm.samplers.owners().items():
             add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
-        add("--cache", default="dual", metavar=method, help=f"{caches} [dual]")
+        add("--cache", metavar=method, help=f"{caches} [dual; exact for block-causal models]")
         add(
             "--settings",
             dest="settings_file",

@@ -9,6 +9,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+NOISE = -1
+"""Stands for the mask's id where there is no mask: an undecided column then holds noise, a token id t written as ~t."""
+
+
+def undecided(tokens: Int[Tensor, "..."], mask_id: int) -> Bool[Tensor, "..."]:
+    """Where tokens are still to be decided: they are the mask, or noise on a canvas without one."""
+    return tokens < 0 if mask_id == NOISE else tokens == mask_id
+
+
+def shown(tokens: Int[Tensor, "..."], mask_id: int) -> Int[Tensor, "..."]:
+    """What the model sees of the tokens: their ids, decided or not."""
+    return torch.where(tokens < 0, ~tokens, tokens) if mask_id == NOISE else tokens
+
 
 def highest(k: int | Int[Tensor, " B"], score: Float[Tensor, "B W"], among: Bool[Tensor, "B W"]) -> Bool[Tensor, "B W"]:
     """The k highest scores of each row among these columns; ties go to the lower column."""
@@ -73,6 +86,7 @@ class Canvas:
     free_from: Int[Tensor, " B"]
     """The column from which on nothing is given; an end of text ends the row only there."""
     mask_id: int
+    """`NOISE` where undecided columns hold random tokens instead of a mask."""
     answer_width: int
     """Columns of the longest answer."""
 
@@ -91,8 +105,8 @@ class Canvas:
 
     @property
     def undecided(self) -> Bool[Tensor, "B L"]:
-        """True at the open columns that still hold the mask."""
-        return (self.tokens == self.mask_id) & self.open & self.exists
+        """True at the open columns that still hold the mask, or noise."""
+        return undecided(self.tokens, self.mask_id) & self.open & self.exists
 
     def read(self, span: Span) -> Int[Tensor, "B W"]:
         return self.tokens.gather(1, span.columns)

@@ -77,7 +77,7 @@ def generate(options: Namespace) -> int:
         used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": not options.no_chat}
         used["sampler"] = parts(run.sampler, dllm.samplers.SAMPLERS)
         used["constraints"] = options.constraints
-        used["cache"] = parts(cache, dllm.cache.CACHES)
+        used["cache"] = parts(run.cache, dllm.cache.CACHES)
         if trace_file:
             trace.to_json(trace_file, run, **used)
     if options.json:

@@ -75,6 +75,7 @@ def devices() -> list[dict[str, Any]]:
 
 def config_of(name: str) -> tuple[ModelSpec, dict[str, Any]]:
     """A model's spec and config.json; of a model on the hub only that file is fetched."""
+    name, _ = loading.split_name(name, {})
     folder = Path(name).expanduser()
     if name.count("/") == 1 and not folder.exists() and not name.startswith((".", "~", "/")):
         from huggingface_hub import hf_hub_download

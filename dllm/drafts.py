@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.canvas import Canvas
+from dllm.canvas import Canvas, undecided
 from dllm.samplers.base import Prediction, Sampler
 from dllm.schedule import Rows
 
@@ -57,7 +57,7 @@ class Drafts:
         for i in range(n - 1):
             p = seen_by(p, current, rows)
             current = sampler(p)
-            left = ((current == p.mask_id) & p.masked).any(1)
+            left = (undecided(current, p.mask_id) & p.masked).any(1)
             begin, rows = rows.block_start, rows.ahead(1).into_next(~left)
             alive &= left | (rows.block_start != begin)
             count += alive
@@ -98,7 +98,7 @@ def follow(
     """
     same = (drafts == after[:, None]) | ~p.span.valid[:, None]
     if subset:
-        same |= (drafts == p.mask_id) & p.open[:, None]
+        same |= undecided(drafts, p.mask_id) & p.open[:, None]
     number = torch.arange(drafts.shape[1], device=at.device)
     found = same.all(-1) & (number < n_drafts[:, None]) & (number > at[:, None])
     return torch.where(found, number, -1).amax(1)

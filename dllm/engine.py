@@ -8,19 +8,20 @@ waiting prompt.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.cache.base import Cache
-from dllm.canvas import Span
+from dllm.canvas import Span, shown, undecided
 from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
 from dllm.forward import forward, unconditional
 from dllm.generation import Generation, Request
 from dllm.hooks import Hooks
+from dllm.metrics import EXACT, LOSSY, Watch, begin_peak, flops, peak_bytes, weight_bytes
 from dllm.noise import Key
 from dllm.pace import MOST, Pace
 from dllm.plan import Batch, Plan
@@ -50,20 +51,22 @@ class Run:
     ) -> None:
         self.model, self.spec, self.sampler, self.cache = model, model.spec, sampler, cache
         self.settings, self.observers, self.hooks = settings, observers, hooks
-        self.began = time.perf_counter()
-        self.seconds, self.forward_seconds, self.forwards = 0.0, 0.0, 0
+        begin_peak(model.device)
+        self.began, self.watch = time.perf_counter(), Watch(len(requests))
+        self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
         self.begun: set[int] = set()
         """Requests that a hook has seen before their first step."""
-        names = ("nfe", "rows", "columns", "refreshes", "steps", "drafted")
+        names = ("nfe", "rows", "predicted", "attended", "columns", "refreshes", "steps", "drafted", "committed")
         self.counts = {name: [0] * len(requests) for name in names}
-        """Of every request, as `Generation` tells them."""
-        self.repaired = [0] * len(requests)
-        """Columns of every request, times layers, that a forward computed besides its rows."""
+        """Of every request, as `Generation` and `dllm.metrics.flops` tell them."""
+        self.repaired = {name: [0] * len(requests) for name in ("rows", "attended")}
+        """The same of what a forward computed in some layers besides its rows, times these layers."""
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs = sampler.needs()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
-        never = [self.schedule.canvas.mask_id, *range(named, self.spec.vocab_size)]
-        self.never_proposed = torch.tensor(never, device=model.device)
+        mask = [] if self.spec.uniform else [self.schedule.canvas.mask_id]
+        never = [*mask, *range(named, self.spec.vocab_size)]
+        self.never_proposed = torch.tensor(never, dtype=torch.long, device=model.device)
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
@@ -78,6 +81,7 @@ class Run:
         """What the forwards since the last survey computed."""
 
     def __iter__(self) -> Iterator[Step]:
+        self.tell("begin", self)
         while self.schedule.slots:
             if self.hooks:
                 new = [slot for slot, request in enumerate(self.schedule.slots) if request not in self.begun]
@@ -93,6 +97,13 @@ class Run:
                 given = time.perf_counter()
                 yield step
                 self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
+        self.tell("end")
+
+    def tell(self, event: str, *about: "Run") -> None:
+        """Tell the observers that want to know that the run begins, or is over."""
+        for observer in self.observers:
+            if listener := getattr(observer, event, None):
+                listener(*about)
 
     @property
     def requests(self) -> list[Request]:
@@ -141,6 +152,7 @@ class Run:
             "broken": schedule.rows.broken,
             "entered": at.entered,
             "starts": start,
+            "first": at.first,
             "masked": at.masked,
             "lengths": canvas.lengths,
             "to_the_end": to_the_end,
@@ -151,8 +163,12 @@ class Run:
             step_columns, n_drafts = self.drafted(columns, window, to_the_end, at.entered)
             facts |= {"drafts": n_drafts, "step_counts": step_columns.sum(1), "steps": schedule.rows.step}
             facts |= {"behind": at.behind} if settings.eager else {}
+        if self.spec.attention == "block":
+            pairs = self.pairs
+            facts |= {"attended": (columns * pairs).sum(1), "step_attended": (step_columns * pairs).sum(1)}
         told = dict(zip(facts, torch.stack([*facts.values()]).tolist(), strict=True))
         self.measure(told.get("steps"))
+        self.look(told)
         for slot, done in enumerate(told["done"]):
             self.check(slot, bool(told["broken"][slot]), 0 if done else told["undecided"][slot])
         if any(told["done"]):
@@ -175,6 +191,8 @@ class Run:
             n_drafts=n_drafts,
             step_columns=step_columns,
             step_counts=told.get("step_counts", told["counts"]),
+            attended=told.get("attended"),
+            step_attended=told.get("step_attended"),
             **{name: told[name] for name in ("counts", "lengths", "starts", "undecided", "to_the_end", "widths")},
         )
 
@@ -183,6 +201,7 @@ class Run:
         taken, keep = self.schedule.release(done)
         for slot in taken:
             self.drafts.forget(slot)
+            self.watch.admit(self.schedule.slots[slot])
         for state in self.states:
             for slot in taken:
                 state.admit(slot)
@@ -225,6 +244,29 @@ class Run:
         if self.pace and plan:
             self.pace.observe(plan, more, len(together(self.widths(plan))), self.seconds - before)
 
+    def look(self, told: dict[str, list[int]]) -> None:
+        """Note how much of each answer is decided, and how much of that, from its left, stands for good."""
+        shown, decoding = [], True
+        for slot, request in enumerate(self.schedule.slots):
+            asked, mask_id = self.schedule.requests[request], self.schedule.canvas.mask_id
+            n, forwards = len(asked.prompt), self.counts["nfe"][request]
+            self.counts["committed"][request] = (
+                asked.answer[: told["lengths"][slot] - n].count(mask_id) - told["undecided"][slot]
+            )
+            # What may be masked again does not stand before its block is decided.
+            border = told["starts" if self.needs.revoking else "first"][slot]
+            stands = asked.answer if told["done"][slot] else asked.answer[: border - n]
+            shown.append((request, stands.count(mask_id) if forwards else 0))
+            decoding &= forwards > 1
+        self.watch.see(self.seconds, shown, decoding)
+
+    @property
+    def pairs(self) -> Int[Tensor, "R L"]:
+        """How many keys each column of the rows in flight attends to."""
+        canvas, reach = self.schedule.canvas, self.spec.reach(self.schedule.canvas.columns[None])
+        assert reach is not None  # asked of block-causal models only
+        return (reach + 1).minimum(canvas.lengths[:, None])
+
     def announced(self, at: Position) -> Span:
         """What the next step reveals of each row's block; all of a new block, whose steps are not counted yet."""
         rows, canvas, block = self.schedule.rows, self.schedule.canvas, at.block
@@ -240,7 +282,9 @@ class Run:
                 f"check the weights, or run in a wider dtype than {self.model.dtype}."
             )
         if self.hooks is None:
-            if left > self.schedule.budget[slot]:
+            most = (1 + self.needs.renoises) * len(self.schedule.requests[request].answer)
+            idle = self.counts["nfe"][request] > most if self.needs.renoises else left > self.schedule.budget[slot]
+            if idle:
                 raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {request}.")
         elif self.counts["nfe"][request] > PATIENCE * len(self.schedule.requests[request].answer):
             raise DllmError(
@@ -256,25 +300,31 @@ class Run:
         """
         settings, canvas, plan = self.settings, self.schedule.canvas, batch.plan
         shadow = canvas.mask_id if self.needs.shadows else None
+        batch = replace(batch, drafts=shown(batch.drafts, canvas.mask_id))
         began = time.perf_counter()
         logits, repaired = forward(self.model, self.states[0], batch, shadow)
         parts = [repaired]
         if settings.cfg_scale > 0:
             blind = unconditional(batch, ~canvas.open[batch.index], canvas.mask_id)
-            without, again = forward(self.model, self.states[1], blind, shadow)
+            without, twins = forward(self.model, self.states[1], blind, shadow)
             logits = without + (settings.cfg_scale + 1) * (logits - without)
-            parts.append(again)
+            parts.append(twins)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
         for row in batch.rows:
             request, shadows = self.schedule.slots[row], plan.widths[row] if self.needs.shadows else 0
             counts, length = self.counts, plan.lengths[row]
+            width = length if self.hooks else plan.predicted(row)
             counts["nfe"][request] += 1
             counts["rows"][request] += (plan.work(row) + shadows) * len(self.states)
+            counts["predicted"][request] += (plan.drafts[row] * width + shadows) * len(self.states)
+            counts["attended"][request] += (plan.pairs(row) + shadows * length) * len(self.states)
             counts["columns"][request] += (plan.drafts[row] * length + shadows) * len(self.states)
             counts["refreshes"][request] += plan.counts[row] == length or any(row in part for part in parts)
             counts["drafted"][request] += plan.drafts[row] - 1
-            self.repaired[request] += sum(part.get(row, 0) for part in parts) * (length - plan.counts[row])
+            again = sum(part.get(row, 0) for part in parts) * (length - plan.counts[row])
+            self.repaired["rows"][request] += again
+            self.repaired["attended"][request] += again * length
         if self.hooks:
             logits = self.hooks.see_logits(
                 self.schedule.rows.step[batch.index], batch.drafts[:, 0], batch.lengths, logits[:, 0]
@@ -286,7 +336,7 @@ class Run:
         canvas, index, span, width = self.schedule.canvas, batch.index, batch.span, batch.span.columns.shape[1]
         key, plan = Key(self.settings.noise_seed, rows.key), batch.plan
         propose = Proposer(self.settings, self.never_proposed, self.schedule.eos)
-        proposal = propose(logits[:, :width], span.columns, key)
+        proposal = propose(logits[:, :width], span.columns, key, self.sampler.temperature(rows.block_step))
         shadow = None
         if self.needs.shadows:
             current = tokens.gather(1, batch.scope.columns)[..., None]
@@ -367,7 +417,7 @@ class Run:
         canvas.write(index, p.span, made.before, made.after)
         canvas.lengths[index] = made.lengths
         for state in self.states:
-            state.saw(index, p.span, p.confidence)
+            state.saw(index, p.span, p.confidence, p.drawn)
         for row in batch.rows:
             left = schedule.budget[row] if self.needs.revoking else batch.plan.undecided[row]
             schedule.budget[row] = left - 1
@@ -377,7 +427,8 @@ class Run:
         else:
             self.look_ahead(batch, made)
         requests, seconds = [schedule.slots[row] for row in batch.rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, p.span, made.before, made.after, made.confidence, seconds, p.mask_id)
+        told = (made.before, made.after, p.tokens, made.confidence)
+        step = Step(self.forwards - 1, requests, p.span, *told, seconds, p.mask_id)
         for observer in self.observers:
             observer(step)
         if self.hooks:
@@ -389,33 +440,51 @@ class Run:
         rows, p, current = self.schedule.rows, made.p, made.after
         for state in self.states:
             state.skip(batch.index, made.rows.step - rows.step[batch.index])
-        left = ((current == p.mask_id) & p.masked).any(1)
+        left = (undecided(current, p.mask_id) & p.masked).any(1)
         # With an end of text that was written ahead, the next block is not what was planned.
         now = replace(made.rows, next_steps=made.rows.next_steps.masked_fill(made.ended, 0)).ahead(1).into_next(~left)
         rows.put(batch.index, now)
         if batch.place is not None:
             p, current = p.of_columns(batch.place, batch.scope), current.gather(1, batch.place)
         n = min(self.pace.drafts, self.n_drafts) if self.pace else self.n_drafts
+        began = time.perf_counter()
         self.drafts.make(self.sampler, p, current, now, self.schedule.canvas, batch.index, n)
+        self.draft_seconds += time.perf_counter() - began
 
-    def computed(self) -> list[int]:
-        """Columns that each request computed in every layer; those in some layers count by their share, rounded."""
-        shares = (round(n / max(1, self.spec.n_layers)) for n in self.repaired)
-        return [rows + share for rows, share in zip(self.counts["rows"], shares, strict=True)]
+    def computed(self, name: str) -> list[int]:
+        """ "rows" or "attended" of each request over all layers; what some layers computed counts by their share."""
+        shares = (round(n / max(1, self.spec.n_layers)) for n in self.repaired[name])
+        return [count + share for count, share in zip(self.counts[name], shares, strict=True)]
+
+    @property
+    def lossless(self) -> str:
+        """Whether the tokens are those of `dllm.verify`'s plain decoding by construction."""
+        plain = self.needs.plain and self.settings.steps is None and self.settings.eotp is None
+        return EXACT if plain and self.cache.lossless else LOSSY
 
     def result(self) -> Generation:
         """What was generated. Raises RuntimeError while rows are still in progress."""
-        requests, finished = self.schedule.requests, self.schedule.finished
+        requests, finished, counts = self.schedule.requests, self.schedule.finished, dict(self.counts)
         if len(finished) < len(requests):
             raise RuntimeError(f"{len(finished)} of {len(requests)} rows are finished; take all steps first.")
+        rows, predicted, attended = self.computed("rows"), counts.pop("predicted"), self.computed("attended")
+        del counts["attended"]
+        operations = [*map(partial(flops, self.spec), rows, predicted, attended)]
         return Generation.of(
             requests,
             [finished[i] for i in range(len(requests))],
             model=self.model,
             mask_id=self.schedule.canvas.mask_id,
             stop=self.settings.stop,
-            counts=self.counts | {"rows": self.computed()},
+            counts=counts | {"rows": rows, "prefills": [0] * len(requests), "flops": operations},
+            watch=self.watch,
             kv_bytes=self.kv_bytes,
+            peak_bytes=peak_bytes(self.model.device, weight_bytes(self.model) + self.kv_bytes),
+            draft_forwards=0,
+            draft_rows=0,
+            draft_flops=0,
+            draft_seconds=self.draft_seconds,
+            lossless=self.lossless,
             forwards=self.forwards,
             seconds=self.seconds,
             forward_seconds=self.forward_seconds,

@@ -1,16 +1,18 @@
 """What goes into a run, and what comes out: requests and the generation."""
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, TypeGuard
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dllm.errors import DllmError
+from dllm.metrics import Totals, Watch
 from dllm.noise import request_id
 from dllm.spec import Model, ModelSpec
 
@@ -26,7 +28,7 @@ class Request:
 
     prompt: list[int]
     answer: list[int]
-    """What the canvas begins with: masks, and tokens that are given."""
+    """What the canvas begins with: masks (`canvas.NOISE` on a model without one), and tokens that are given."""
     key: int
 
     @property
@@ -196,6 +198,8 @@ class Generation:
     """The answers up to their end of text, None without a tokenizer."""
     nfe: Int[Tensor, " B"]
     """Forwards that each row took part in. A guided pair (conditional, unconditional) counts once."""
+    prefills: Int[Tensor, " B"]
+    """Of these, those that met the prompt alone, as an autoregressive model's first one does; each gives a token."""
     forwards: int
     """Forwards of any number of rows together. A guided pair counts once."""
     rows: Int[Tensor, " B"]
@@ -207,16 +211,40 @@ class Generation:
     """Forwards of the row that computed all of its columns, if only in some layers."""
     kv_bytes: int
     """Bytes that the cache held for the rows in flight: keys and values, and what else it stores of every layer."""
+    peak_bytes: int
+    """Most bytes allocated on the GPU during the run. Elsewhere, where nothing measures that, weights and kv_bytes."""
     steps: Int[Tensor, " B"]
     """Steps of the sampler; more than `nfe` where drafts came true."""
     drafted: Int[Tensor, " B"]
     """Drafts that were computed, besides the canvas itself."""
+    committed: Int[Tensor, " B"]
+    """Tokens that the row's forwards decided, those behind its end of text included; not those that only fill it up."""
+    flops: Int[Tensor, " B"]
+    """Floating-point operations of the row, by `dllm.metrics.flops`; 0 for a network that is not ours."""
+    draft_forwards: int
+    draft_rows: int
+    draft_flops: int
+    """Forwards, positions and operations of a draft model for all rows; 0 where the drafts come from elsewhere."""
     answer_tokens: Int[Tensor, " B"]
     """Tokens of the answer before its end of text that were decoded, not given."""
+    generated_tokens: Int[Tensor, " B"]
+    """The same up to and including its end of text, or the token that completes a stop string: what rates count."""
+    decode_tokens: Int[Tensor, " B"]
+    """Of these, those that came to stand for good in steps in which no row met its prompt."""
+    first_seconds: Float[Tensor, " B"]
+    """From the moment the row took its place in the batch until the host could read that its first token, the leftmost
+    one not given, stood for good. With samplers that take tokens back that is the end of the first block."""
     seconds: float
     """From the start of the run until the host has read that the last row is done."""
+    decode_seconds: float
+    """Of these, in steps in which no row met its prompt."""
     forward_seconds: float
     """Of these, inside the model's call; on a GPU that is the launch, not the work."""
+    draft_seconds: float
+    """Of these, spent on making drafts; on a GPU that is the launch, not the work, where it runs no draft model."""
+    lossless: str
+    """Against plain decoding (one token a step without a cache; autoregressive, one token a forward): "exact" for the
+    same tokens with the same seed, up to rounding, "distribution" for the same distribution, else "no"."""
     seed: int
 
     @classmethod
@@ -229,6 +257,7 @@ class Generation:
         mask_id: int,
         stop: Sequence[str],
         counts: Mapping[str, list[int]],
+        watch: Watch,
         **rest: Any,
     ) -> "Generation":
         """Put finished answers together. counts: one entry for every request, by the name of its field."""
@@ -236,39 +265,51 @@ class Generation:
         fill = eos[0] if eos else 0
         whole = [[*r.prompt, *c] for r, c in zip(requests, completions, strict=True)]
         length = max(map(len, whole))
-        answers = [c[: r.end(c, mask_id, eos)] for r, c in zip(requests, completions, strict=True)]
-        texts = None
+        ends = [r.end(c, mask_id, eos) for r, c in zip(requests, completions, strict=True)]
+        texts, stops = None, [end + 1 for end in ends]
         if model.tokenizer is not None:
-            texts = [cut(model.tokenizer.decode(a, skip_special_tokens=True), stop) for a in answers]
+            found = [cut_tokens(model.tokenizer.decode, c, e, stop) for c, e in zip(completions, ends, strict=True)]
+            texts, stops = [text for text, _, _ in found], [n for _, _, n in found]
+        made = zip(requests, completions, stops, strict=True)
+        generated = [r.answer[: min(n, len(c))].count(mask_id) for r, c, n in made]
         return cls(
             tokens=torch.tensor([row + [fill] * (length - len(row)) for row in whole]),
             completions=completions,
             texts=texts,
-            answer_tokens=torch.tensor(
-                [r.answer[: len(a)].count(mask_id) for r, a in zip(requests, answers, strict=True)]
-            ),
+            answer_tokens=torch.tensor([r.answer[:n].count(mask_id) for r, n in zip(requests, ends, strict=True)]),
+            generated_tokens=torch.tensor(generated),
+            decode_tokens=torch.tensor([watch.decode_tokens(i, n) for i, n in enumerate(generated)]),
+            first_seconds=torch.tensor(watch.first_seconds),
+            decode_seconds=watch.decode_seconds,
             **rest | {name: torch.tensor(count) for name, count in counts.items()},
         )
 
     @property
+    def totals(self) -> Totals:
+        """All answers together."""
+        found = {f.name: getattr(self, f.name) for f in fields(Totals) if f.name != "answers"}
+        sums: dict[str, Any] = {n: v.sum().item() if isinstance(v, Tensor) else v for n, v in found.items()}
+        return Totals(answers=len(self.completions), **sums)
+
+    @property
     def reused(self) -> float:
         """The share of columns that a cache spared, 0 to 1; 0 means that nothing stored was ever read."""
-        return 1 - float(self.rows.sum() / self.columns.sum().clamp(min=1))
+        return self.totals.reused
 
     @property
     def accepted(self) -> float:
         """The share of drafts that came true and spared a forward, 0 to 1; 0 without drafts."""
-        return float((self.steps - self.nfe).sum() / self.drafted.sum().clamp(min=1))
+        return self.totals.accepted
 
     @property
     def tokens_per_forward(self) -> float:
-        """Answer tokens over forwards, both summed over all rows."""
-        return float(self.answer_tokens.sum() / self.nfe.sum().clamp(min=1))
+        """Generated tokens over forwards, both summed over all rows."""
+        return self.totals.tokens_per_forward
 
     @property
     def tokens_per_second(self) -> float:
-        """Answer tokens of all rows per second, end to end."""
-        return float(self.answer_tokens.sum()) / self.seconds
+        """Generated tokens of all rows per second, end to end."""
+        return self.totals.tokens_per_second
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.tokens, self.nfe))
@@ -278,3 +319,23 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop strings."""
     ends = [text.find(s) for s in stop if s and s in text]
     return text[: min(ends)] if ends else text
+
+
+def cut_tokens(
+    decode: Callable[..., str], completion: Sequence[int], end: int, stop: Sequence[str]
+) -> tuple[str, int, int]:
+    """An answer's text before its end of text, which stands at the place `end`, and before the first stop string.
+
+    Then how many tokens make up this text, and how many were generated until it was complete: the end of text, or the
+    token that completes a stop string, among them.
+    """
+
+    def text(n: int) -> str:
+        return decode(completion[:n], skip_special_tokens=True)
+
+    whole = text(end)
+    short = cut(whole, stop)
+    if len(short) == len(whole):
+        return short, end, end + 1
+    made = bisect_left(range(end), len(short), key=lambda n: len(text(n)))
+    return short, made, bisect_left(range(end), True, key=lambda n: cut(text(n), stop) != text(n))

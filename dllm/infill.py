@@ -33,9 +33,9 @@ def infill(
 
     texts: strings in which each [MASK] stands for one token, or token ids with the mask's id in them. They are taken as
     they stand, without a chat template. The other arguments are those of `generate`, except gen_length; block_length
-    counts from a text's first mask on, None is one block (a block-causal model keeps to its own), and no end of text stops a row unless eos_early_stop=True is
-    given. In the result `completions` begin at the first mask and `texts` are whole. Raises DllmError for a text
-    without a mask.
+    counts from a text's first mask on, None is one block (a block-causal model keeps to its own), and no end of text
+    stops a row unless eos_early_stop=True is given. In the result `completions` begin at the first mask and `texts` are
+    whole. Raises DllmError for a text without a mask.
     """
     for name in ("gen_length", *(alias for alias, ours in ALIASES.items() if ours == "gen_length")):
         if name in settings:
@@ -51,8 +51,8 @@ def infill(
     if not rows:
         raise DllmError("no texts were given; give at least one.")
     longest = max(len(answer) for _, answer in rows)
-    one = None if model.spec.attention == "block" else longest
-    checked = replace(checked, gen_length=longest, block_length=checked.block_length or one)
+    block_length = checked.block_length or model.spec.one_block(longest)
+    checked = replace(checked, gen_length=longest, block_length=block_length)
     prompts, answers = [prompt for prompt, _ in rows], [answer for _, answer in rows]
     names = [[*prompt, *answer] for prompt, answer in rows]
     asked = named(prompts, answers, names, checked.num_samples, request_ids)

@@ -62,9 +62,11 @@ class LiveView:
             request = step.requests[row]
             place = column - self.starts[request]
             was, self.answers[request][place] = self.answers[request][place], token
-            self.fresh.add((request, place))
+            if token >= 0:
+                self.fresh.add((request, place))
             # A token may be masked again. What fills the canvas after the end of text is no token of the answer.
-            self.revealed += (token not in (self.mask_id, *self.end_ids)) - (was not in (self.mask_id, *self.end_ids))
+            blanks = (self.mask_id, *self.end_ids)
+            self.revealed += (token >= 0 and token not in blanks) - (was >= 0 and was not in blanks)
         if self.pace or began - self.drawn >= REDRAW:
             self.live.refresh()
             self.drawn = time.perf_counter()
@@ -82,12 +84,14 @@ class LiveView:
         return Text("  ").join(Text.assemble((f"{name} ", "dim"), (str(value), "bold")) for name, value in figures)
 
     def canvas(self, request: int) -> Text:
-        """The answer as it stands: masks as dots, what the last step revealed marked."""
+        """The answer as it stands: masks as dots, noise dim, what the last step revealed marked."""
 
         def look(place: int) -> tuple[str, str]:
             token = self.answers[request][place]
             if token == self.mask_id:
                 return MASK
+            if token < 0:
+                return self.piece(~token), "dim"
             style = FRESH if (request, place) in self.fresh else ""
             return (END[0], style or END[1]) if token in self.end_ids else (self.piece(token), style)
 

@@ -3,6 +3,7 @@
 Reads config.json and safetensors only: nothing is unpickled, and no code of a checkpoint is run.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,20 @@ from typing import Any
 import torch
 
 from dllm.errors import DllmError, unknown
-from dllm.models import FAMILIES
+from dllm.models import FAMILIES, diffusion_gemma
 from dllm.models.family import Config, Family
 from dllm.models.transformer import Transformer
+from dllm.options import read
 from dllm.spec import ModelSpec
 from dllm.weights import check, fill, line, read_json, survey
 
 ZOO = Path(__file__).parent / "zoo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
+
+OPTIONS = {"block_length": int, "mask_id": int, "logits_shift": int, "adapter": str}
+"""What may stand behind a model's name."""
 
 
 def load(
@@ -29,18 +35,28 @@ def load(
     revision: str | None = None,
     block_length: int | None = None,
     progress: bool = False,
-) -> Transformer:
-    """Open a model for decoding, with its tokenizer where the checkpoint has one.
+) -> Any:
+    """Open a model for decoding, a Transformer of ours or a DiffusionGemma, with its tokenizer if it has one.
 
     name: of a bundled model ("tiny-llada"), a folder, or a hub id. device: default the GPU if there is one. dtype:
     default the checkpoint's on a GPU and float32 on a CPU. block_length: of a block-causal model, in columns; default
     the config's or the family's, which not every checkpoint was trained with. progress: show a bar while the weights
-    are read. Raises DllmError if the folder is incomplete, of an unknown family, or holds other tensors than its config
-    says.
+    are read. Behind the name may stand options, as the command line has them: "SDAR-8B:block_length=16", and those of
+    `dllm.adapt`: "Qwen2.5-7B:block_length=32,mask_id=151665,adapter=FOLDER". Raises DllmError if the folder is
+    incomplete, of an unknown family, or holds other tensors than its config says.
     """
+    name, options = split_name(str(name), {} if block_length is None else {"block_length": block_length})
+    if options.keys() - {"block_length"}:
+        from dllm.adapt import adapt  # which loads a model first
+
+        return adapt(name, **options, device=device, dtype=dtype, revision=revision, progress=progress)
+    block_length = options.get("block_length")
     device, wanted = device_of(device), dtype_of(dtype)
-    folder = find(str(name), revision)
+    folder = find(name, revision)
     config = read_config(folder)
+    if diffusion_gemma.ARCHITECTURE in classes(config):
+        narrow = torch.float32 if device.type == "cpu" else None
+        return diffusion_gemma.read(folder, device, wanted or narrow, read_tokenizer(folder))
     family = family_of(config, folder)
     spec = in_blocks(family.spec(config), block_length)
     stored = survey(folder)
@@ -57,6 +73,14 @@ def load(
     model.requires_grad_(False).to(wanted)
     fill(model, family, stored, device, progress)
     return model.eval()
+
+
+def split_name(name: str, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A model's name, and the options that stand behind its colon or are given otherwise."""
+    if Path(name).expanduser().exists():
+        return name, dict(given)
+    name, _, text = name.partition(":")
+    return name, read("model", name, text, given, OPTIONS)
 
 
 def in_blocks(spec: ModelSpec, block_length: int | None) -> ModelSpec:
@@ -102,7 +126,8 @@ def download(name: str, revision: str | None) -> Path:
     small = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=small))
-        family_of(read_config(folder), folder)
+        if diffusion_gemma.ARCHITECTURE not in classes(config := read_config(folder)):
+            family_of(config, folder)
         patterns = [*small, "*.safetensors"]
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
         if not any(folder.glob("*.safetensors")):
@@ -126,16 +151,21 @@ def read_config(folder: Path) -> Config:
     return read_json(path)
 
 
+def classes(config: Config) -> list[str]:
+    """The config's class names."""
+    names = config.get("architectures") or []
+    return [names] if isinstance(names, str) else names
+
+
 def family_of(config: Config, folder: Path) -> Family:
     """The family by the config's class name; `model_type` is shared by different networks."""
-    names = config.get("architectures") or []
-    names = [names] if isinstance(names, str) else names
+    names = classes(config)
     for name in names:
         if name in FAMILIES:
             return FAMILIES[name]
     raise DllmError(
         f"{folder / 'config.json'} is of the architecture {', '.join(map(str, names)) or '(none given)'}, which is not "
-        f"known here; known are: {', '.join(FAMILIES)}."
+        f"known here; known are: {', '.join([*FAMILIES, diffusion_gemma.ARCHITECTURE])}."
     )
 
 
@@ -158,7 +188,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def read_tokenizer(folder: Path, family: Family) -> Any:
+def read_tokenizer(folder: Path, family: Family | None = None) -> Any:
     """The checkpoint's tokenizer, or None if it has none."""
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return None
@@ -168,7 +198,7 @@ def read_tokenizer(folder: Path, family: Family) -> Any:
     reader: Any = transformers.AutoTokenizer
     if (folder / "tokenizer.json").is_file():
         reader = transformers.PreTrainedTokenizerFast
-    elif family.tokenizer:
+    elif family and family.tokenizer:
         reader = getattr(transformers, family.tokenizer)
     try:
         return reader.from_pretrained(folder, trust_remote_code=False)

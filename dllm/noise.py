@@ -57,6 +57,14 @@ class Key:
         """A number in (0, 1) for the rank-th draft that is tried at every column, float64."""
         return _unit(mix(self._hash(columns, 3), torch.tensor(rank, device=columns.device)))
 
+    def tokens(self, columns: Int[Tensor, "B W"], vocab_size: int) -> Int[Tensor, "B W"]:
+        """A token for every column, all equally probable."""
+        return (_unit(self._hash(columns, 5)) * vocab_size).long()
+
+    def at(self, step: Int[Tensor, " B"]) -> "Key":
+        """Other noise of the same requests, for a rule that draws anew at every step."""
+        return Key(self.seed, mix(self.requests, step))
+
     def gumbel(self, columns: Int[Tensor, "B W"], vocab_size: int, stream: int = 2) -> Float[Tensor, "B W V"]:
         """Standard Gumbel noise for every token at every column, float64; streams are independent of each other.
 

@@ -22,7 +22,13 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
         raise unknown(kind, name, [*registry, *aliases])
     made = registry[name]
     hints = typing.get_type_hints(made)
-    known = [f.name for f in fields(made)]  # type: ignore[arg-type]  # every registered class is a dataclass
+    known = {f.name: hints[f.name] for f in fields(made)}  # type: ignore[arg-type]  # all registered are dataclasses
+    return made(**read(kind, name, text, options, known))
+
+
+def read(kind: str, name: str, text: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The options "option=value,option=value" behind a name, and those given otherwise, as the known ones' types."""
+    options = dict(given)
     for item in filter(None, text.split(",")):
         option, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
@@ -32,11 +38,10 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
                 f"{option} of {kind} {name} is given twice, as {options[option]!r} and {value!r}; give it once."
             )
         options[option] = value
-    for option, value in options.items():
+    for option in options:
         if option not in known:
             raise unknown(f"option of {kind} {name}", option, known)
-        options[option] = convert(f"{name}:{option}", value, hints[option])
-    return made(**options)
+    return {option: convert(f"{name}:{option}", value, known[option]) for option, value in options.items()}
 
 
 def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:

@@ -42,10 +42,23 @@ class Plan:
     """The columns of a step that is no refresh, which every draft but the canvas computes."""
     step_counts: list[int]
     """How many these are."""
+    attended: list[int] | None = None
+    """Pairs of a query and a key in each row's forward, and those of a draft; None where each column meets all."""
+    step_attended: list[int] | None = None
 
     def work(self, row: int) -> int:
         """The columns of a row that are computed, all drafts together."""
         return self.counts[row] + (self.drafts[row] - 1) * self.step_counts[row]
+
+    def pairs(self, row: int) -> int:
+        """The pairs of a query and a key that attention compares for a row in one layer, all drafts together."""
+        if self.attended is None or self.step_attended is None:
+            return self.work(row) * self.lengths[row]
+        return self.attended[row] + (self.drafts[row] - 1) * self.step_attended[row]
+
+    def predicted(self, row: int) -> int:
+        """The columns of a draft of the row that go through the head."""
+        return self.lengths[row] - self.starts[row] if self.to_the_end[row] else self.widths[row]
 
     def batch(
         self,

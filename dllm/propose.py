@@ -20,13 +20,23 @@ class Proposer:
     """Ids that are never proposed: the mask, and what the tokenizer has no name for."""
     eos: Int[Tensor, " E"]
 
-    def __call__(self, logits: Float[Tensor, "B W V"], columns: Int[Tensor, "B W"], key: Key) -> Proposal:
+    def __call__(
+        self,
+        logits: Float[Tensor, "B W V"],
+        columns: Int[Tensor, "B W"],
+        key: Key,
+        temperature: Float[Tensor, " B"] | None = None,
+    ) -> Proposal:
+        """temperature: of each row, for a sampler that draws by itself; the most probable tokens are proposed."""
         settings = self.settings
         if settings.logits_eos_inf:
             logits = logits.index_fill(-1, self.eos[:1], -torch.inf)
         choices = logits.index_fill(-1, self.never, -torch.inf)
         drawn = logits
-        if settings.temperature > 0 or settings.top_p is not None or settings.top_k is not None:
+        if temperature is not None:
+            sharper = choices.to(torch.promote_types(logits.dtype, torch.float32)) / temperature[:, None, None]
+            drawn = choices = most_probable(sharper, settings.top_p, settings.top_k)
+        elif settings.temperature > 0 or settings.top_p is not None or settings.top_k is not None:
             # Below the highest, so that no temperature is too small to divide by.
             drawn = (choices - choices.amax(-1, keepdim=True)).double() / (settings.temperature or 1.0)
             drawn = choices = most_probable(drawn, settings.top_p, settings.top_k)

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dllm.canvas import Canvas, Span
+from dllm.canvas import NOISE, Canvas, Span, undecided
 from dllm.generation import Request
+from dllm.noise import Key
 from dllm.samplers.base import Sampler
 from dllm.settings import Settings
 from dllm.spec import ModelSpec
@@ -111,8 +112,10 @@ class Position:
     """The block of every row: the one that holds its first mask."""
     entered: Bool[Tensor, " R"]
     """Rows for which it is a new one."""
+    first: Int[Tensor, " R"]
+    """The first masked column of the row; beyond all columns where nothing is masked."""
     masked: Int[Tensor, " R"]
-    """Masked columns in it."""
+    """Masked columns in the block."""
     undecided: Int[Tensor, " R"]
     """Masked columns in the row."""
     done: Bool[Tensor, " R"]
@@ -139,11 +142,12 @@ class Schedule:
         width = max(len(r.answer) for r in requests)
         self.in_model_blocks = spec.attention == "block"
         """Blocks are counted from column 0, as the model's are, and not from the end of the prompt."""
-        usual = spec.block_length if self.in_model_blocks else width if sampler.needs().whole_answer else 32
+        usual = spec.block_length or (width if sampler.needs().whole_answer else 32)
         self.block_length = settings.block_length or usual
         tokens = torch.full((n_rows, max(r.length for r in requests)), self.fill, device=device)
         nothing = torch.zeros(n_rows, dtype=torch.long, device=device)
-        self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.mask(spec), width)
+        self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.blank(spec), width)
+        self.vocab_size = spec.vocab_size
         self.rows = Rows.empty(n_rows, width, device)
         self.slots = [-1] * n_rows
         """The request that each row works on."""
@@ -161,10 +165,14 @@ class Schedule:
         n = len(request.prompt)
         canvas.tokens[slot], canvas.open[slot] = self.fill, False
         canvas.tokens[slot, : request.length] = torch.tensor([*request.prompt, *request.answer], device=self.device)
-        canvas.open[slot, n : request.length] = canvas.tokens[slot, n : request.length] == canvas.mask_id
+        canvas.open[slot, n : request.length] = undecided(canvas.tokens[slot, n : request.length], canvas.mask_id)
         canvas.prompt_lengths[slot], canvas.lengths[slot] = n, request.length
         canvas.free_from[slot] = n + request.free(canvas.mask_id)
         rows.key[slot], rows.step[slot], rows.block_start[slot] = request.key, 0, -1
+        if canvas.mask_id == NOISE:
+            key = Key(self.settings.noise_seed, rows.key[slot : slot + 1])
+            noise = ~key.tokens(canvas.columns[None], self.vocab_size)[0]
+            canvas.tokens[slot] = torch.where(canvas.open[slot], noise, canvas.tokens[slot])
         rows.steps[slot] = self.settings.steps or len(request.answer)
         rows.next_steps[slot], self.known[slot] = 0, (-1, 0)
         self.slots[slot], self.budget[slot] = index, len(request.answer)
@@ -172,8 +180,8 @@ class Schedule:
     def position(self) -> Position:
         """Find every row's block, and whether it is done: nothing masked, or nothing before an end of text."""
         canvas, block_length = self.canvas, self.block_length
-        undecided, beyond = canvas.undecided, canvas.tokens.shape[1]
-        first = torch.where(undecided, canvas.columns, beyond).amin(1)
+        wanting, beyond = canvas.undecided, canvas.tokens.shape[1]
+        first = torch.where(wanting, canvas.columns, beyond).amin(1)
         done = first == beyond
         origin = torch.zeros_like(first) if self.in_model_blocks else canvas.prompt_lengths
         border = origin + (first - origin) // block_length * block_length
@@ -185,13 +193,13 @@ class Schedule:
             done = done | (torch.where(ended, canvas.columns, beyond).amin(1) < decided)
         stop = (border + block_length).minimum(canvas.lengths)
         block = Span.between(start, stop, min(block_length, canvas.answer_width))
-        masked = ((canvas.read(block) == canvas.mask_id) & block.valid).sum(1)
-        at = Position(block, start != self.rows.block_start, masked, undecided.sum(1), done, block, masked)
+        masked = (undecided(canvas.read(block), canvas.mask_id) & block.valid).sum(1)
+        at = Position(block, start != self.rows.block_start, first, masked, wanting.sum(1), done, block, masked)
         if not self.settings.eager:
             return at
         end = (border + 2 * block_length).minimum(canvas.lengths)
         two_blocks = Span.between(start, end, min(2 * block_length, canvas.answer_width))
-        both = (undecided & (canvas.columns < end[:, None]) & (canvas.columns >= start[:, None])).sum(1)
+        both = (wanting & (canvas.columns < end[:, None]) & (canvas.columns >= start[:, None])).sum(1)
         return replace(at, two_blocks=two_blocks, behind=both - masked)
 
     def stop(self, slot: int, start: int) -> int:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from dllm.canvas import NOISE
 from dllm.errors import DllmError
 from dllm.spec import ModelSpec
 
@@ -102,8 +103,16 @@ class Settings:
             self, "noise_seed", random.SystemRandom().getrandbits(31) if self.seed is None else self.seed
         )
 
+    def blank(self, spec: ModelSpec) -> int:
+        """What an answer's undecided columns are before they are begun: the mask, or `NOISE` where there is none."""
+        return self.mask(spec) if self.mask_id is not None or not spec.uniform else NOISE
+
     def mask(self, spec: ModelSpec) -> int:
         """The id of the mask token. Raises DllmError if there is none, or if it is not in the vocabulary."""
+        if spec.uniform:
+            raise DllmError(
+                "the model denoises random tokens and knows no mask; leave out mask_id, and what needs one."
+            )
         mask_id = spec.mask_id if self.mask_id is None else self.mask_id
         if mask_id is None:
             raise DllmError("the model has no mask token; give mask_id=.")

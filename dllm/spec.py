@@ -11,6 +11,26 @@ from dllm.canvas import Span
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Slower rotary angles for a longer context: those that turn rarely within the original one (Llama 3.1)."""
+
+    factor: float
+    """By how much the slowest angles are slower."""
+    low: float
+    """Angles of at most so many turns within the original context are slowed down by the whole factor."""
+    high: float
+    """Angles of at least so many turns stay as they are."""
+    original: float
+    """The original context, in tokens."""
+
+    def __call__(self, frequency: Float[Tensor, " F"]) -> Float[Tensor, " F"]:
+        """The scaled angles per column, radians."""
+        turns = self.original * frequency / (2 * torch.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return frequency * ((1 - kept) / self.factor + kept)
+
+
+@dataclass(frozen=True)
 class Experts:
     """A mixture of experts in place of the MLP of every layer but the first `dense_layers`."""
 
@@ -50,14 +70,18 @@ class ModelSpec:
     max_length: int
     """The longest row, prompt and answer together, in tokens."""
     mask_id: int | None
+    """None: not a mask language model, or an `uniform` one."""
     eos_ids: tuple[int, ...]
     """Ids that end a text; the first is also what fills the canvas after the end."""
-    attention: Literal["full", "block", "causal"] = "full"
+    attention: Literal["full", "block", "causal", "canvas"] = "full"
+    """canvas: a block sees itself and what stands before it, which the network's own encoder has read causally."""
     block_length: int = 0
-    """Of a block-causal model, whose blocks are counted from column 0: set by its training. 0 for the others."""
+    """Of a block-causal model, whose blocks are counted from column 0, or of a canvas model: set by its training. 0 for
+    the others."""
     logits_shift: int = 0
     """1: the row at column i predicts the token at i + 1 (models adapted from autoregressive ones)."""
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     rope_fp32: bool = True
     """Rotate in float32 (LLaDA), or with tables rounded to the model's dtype (Dream)."""
     rope_dim: int | None = None
@@ -69,6 +93,10 @@ class ModelSpec:
     experts: Experts | None = None
     cacheable: bool = True
     """False: the network computes every row by itself and cannot use stored keys and values."""
+    uniform: bool = False
+    """There is no mask: undecided columns hold random tokens, of which any may turn out right (uniform noise)."""
+    sampler: str = "threshold"
+    """The sampler that decodes it where none is named."""
 
     @property
     def n_parameters(self) -> int:
@@ -113,6 +141,10 @@ class ModelSpec:
         """The first column of the block in which each of these stands, in a block-causal model."""
         return columns // self.block_length * self.block_length
 
+    def one_block(self, length: int) -> int | None:
+        """The block_length with which an answer of this length is one block; None: the model has blocks of its own."""
+        return None if self.attention == "block" else length
+
     def window(self, span: Span) -> Span:
         """The rows to compute so that `span` is predicted and its keys and values are fresh.
 
@@ -129,6 +161,12 @@ class ModelSpec:
         if self.logits_shift == 0:
             return span
         return Span((span.columns - self.logits_shift).clamp(min=0), span.valid)
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights of the layers' matrices that a position is multiplied with: no embeddings, norms, biases, head."""
+        qkv = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        return self.n_layers * self.hidden_size * (qkv + self.n_heads * self.head_dim + 3 * self.mlp_size)
 
 
 @runtime_checkable  # so that the types of a call can be checked in tests

@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.canvas import Span
+from dllm.canvas import NOISE, Span, shown, undecided
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Step:
     """Absolute columns of the row, prompt included. (B, W)"""
     before: Int[Tensor, "B W"]
     after: Int[Tensor, "B W"]
+    """Where `mask_id` is `canvas.NOISE` (-1), ~t stands for a token t that may still change, here and in `before`."""
+    proposed: Int[Tensor, "B W"]
+    """What the model proposed for every column, revealed or not."""
     confidence: Float[Tensor, "B W"]
     seconds: float
     """Since the generation began."""
@@ -36,6 +39,7 @@ class Step:
 
 
 Observer = Callable[[Step], None]
+"""Called with every step. One that has methods begin(run) and end() is also told of the first and the last moment."""
 
 
 @dataclass
@@ -44,8 +48,9 @@ class Trace:
 
     A change names the `step` (the forward's number in the generation, from 0), the `request` (which prompt, from 0),
     the `forward` (how many the request has had, from 1), the `column` of the row, prompt included, the `token` that
-    stands there now, the `kind` ("revealed" where a mask stood, "remasked" where one stands now, else "edited"), the
-    `confidence` in what the model proposed for the column (0 to 1), and the `seconds` since the generation began.
+    stands there now, the `kind` ("revealed" where a mask or noise stood, "remasked" where a mask stands now, "renoised"
+    where other noise does, else "edited"), the `confidence` in what the model proposed for the column (0 to 1), and the
+    `seconds` since the generation began.
     """
 
     changes: list[dict[str, Any]] = field(default_factory=list)
@@ -56,9 +61,14 @@ class Trace:
         self.forwards.update(step.requests)
         rows, places = step.changed.nonzero(as_tuple=True)
         columns, confidence = step.span.columns[rows, places].tolist(), step.confidence[rows, places].tolist()
-        before, after = step.before[rows, places].tolist(), step.after[rows, places].tolist()
-        for row, column, was, token, sure in zip(rows.tolist(), columns, before, after, confidence, strict=True):
-            kind = "revealed" if was == step.mask_id else "remasked" if token == step.mask_id else "edited"
+        before, after = step.before[rows, places], step.after[rows, places]
+        open_before, open_after = (undecided(tokens, step.mask_id).tolist() for tokens in (before, after))
+        tokens = shown(after, step.mask_id).tolist()
+        for row, column, was_open, is_open, token, sure in zip(
+            rows.tolist(), columns, open_before, open_after, tokens, confidence, strict=True
+        ):
+            taken_back = "renoised" if step.mask_id == NOISE else "remasked"
+            kind = taken_back if is_open else "revealed" if was_open else "edited"
             self.changes.append(
                 {
                     "step": step.index,

@@ -46,7 +46,7 @@ OPTIONS = {
 }
 """Options with which the tiny model's confidences tell the rules apart; other names run with their defaults."""
 
-SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS]
+SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS if name != "renoise"]  # that one needs a canvas of noise
 CACHE_NAMES = [*(OPTIONS.get(name, name) for name, cache in CACHES.items() if "full" in cache.patterns)]
 CACHE_NAMES += ["dual:refresh=5,skip_decoded=true"]
 BLOCK_CACHE_NAMES = [OPTIONS.get(name, name) for name, cache in CACHES.items() if "full" not in cache.patterns]

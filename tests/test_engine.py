@@ -19,17 +19,23 @@ VARIANTS = {
 """What the model is, and what is asked of it."""
 
 every_sampler = pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
-every_cache = pytest.mark.parametrize("cache", [cache for cache in cases.CACHE_NAMES if cases.legal("static", cache)])
-every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
+full_cache = pytest.mark.parametrize("cache", [cache for cache in cases.CACHE_NAMES if cases.legal("static", cache)])
+every_cache = pytest.mark.parametrize(
+    "cache", [cache for cache in [*cases.CACHE_NAMES, *cases.BLOCK_CACHE_NAMES] if cases.legal("static", cache)]
+)
+every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.ALL_PAIRS)
+full_pair = pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
+"""Of models of full attention, whose blocks begin with the answer."""
 
 
 def turn(sampler, cache, n):
     """0 to n - 1: a number for a pair, of which each cache meets all and each sampler two or more."""
-    return (cases.SAMPLER_NAMES.index(sampler) + [*cases.CACHE_NAMES, *cases.ALWAYS.values()].index(cache)) // 2 % n
+    caches = [*cases.CACHE_NAMES, *cases.ALWAYS.values(), *cases.BLOCK_CACHE_NAMES]
+    return (cases.SAMPLER_NAMES.index(sampler) + caches.index(cache)) // 2 % n
 
 
 every_case = pytest.mark.parametrize(
-    ("sampler", "cache", "variant"), [(*pair, [*VARIANTS][turn(*pair, len(VARIANTS))]) for pair in cases.PAIRS]
+    ("sampler", "cache", "variant"), [(*pair, [*VARIANTS][turn(*pair, len(VARIANTS))]) for pair in cases.ALL_PAIRS]
 )
 """Every pair in one variant."""
 shifts = pytest.mark.parametrize("shift", [0, 1])
@@ -38,7 +44,7 @@ shifts = pytest.mark.parametrize("shift", [0, 1])
 @every_case
 def test_a_row_does_not_depend_on_its_batch(tiny, sampler, cache, variant):
     spec, asked = VARIANTS[variant]
-    model, settings = tiny(**spec), {**cases.SHAPE, "seed": 5, **asked}
+    model, settings = tiny(**spec, **cases.served(cache)), {**cases.SHAPE, "seed": 5, **asked}
     batch = generate(model, cases.PROMPTS, sampler, cache, **settings)
     for row in (1, 2):  # the longest and the shortest
         alone = generate(model, cases.PROMPTS[row], sampler, cache, **settings)
@@ -49,7 +55,8 @@ def test_a_row_does_not_depend_on_its_batch(tiny, sampler, cache, variant):
 @every_case
 def test_every_forward_reveals_and_the_steps_add_up(tiny, sampler, cache, variant):
     spec, asked = VARIANTS[variant]
-    run = stream(tiny(**spec), cases.PROMPTS, sampler, cache, observers=[trace := Trace()], **{**cases.SHAPE, **asked})
+    model = tiny(**spec, **cases.served(cache))
+    run = stream(model, cases.PROMPTS, sampler, cache, observers=[trace := Trace()], **{**cases.SHAPE, **asked})
     took_part = Counter()
     for step in run:
         assert (step.changed & (step.after != 39)).any(1).all()
@@ -89,7 +96,7 @@ def test_refreshing_at_every_forward_is_no_cache(tiny, sampler, cache, shift):
     assert torch.equal(plain.rows, stored.rows)
 
 
-@every_pair
+@full_pair
 def test_blocks_are_finished_from_left_to_right(model, sampler, cache):
     generate(model, cases.PROMPTS, sampler, cache, **cases.SHAPE, seed=0, observers=[trace := Trace()])
     for request, prompt in enumerate(cases.PROMPTS):
@@ -99,7 +106,8 @@ def test_blocks_are_finished_from_left_to_right(model, sampler, cache):
 
 
 @every_pair
-def test_a_mask_in_a_prompt_is_a_token_like_any_other(model, sampler, cache):
+def test_a_mask_in_a_prompt_is_a_token_like_any_other(tiny, sampler, cache):
+    model = tiny(**cases.served(cache))
     prompts = [[3, 39, 4], [39], [39, 39, 1, 5]]
     made = generate(model, prompts, sampler, cache, **cases.SHAPE, seed=0, cfg_scale=0.5)
     for row, prompt in enumerate(prompts):
@@ -142,7 +150,7 @@ def test_the_same_prompt_asked_twice_is_drawn_twice(model):
     assert named.completions[0] == named.completions[1]
 
 
-@every_cache
+@full_cache
 def test_a_sampler_is_told_the_steps_of_its_row(model, cache):
     seen = []
 
@@ -161,7 +169,7 @@ def test_a_sampler_is_told_the_steps_of_its_row(model, cache):
 
 
 @pytest.mark.parametrize(("steps", "gen_length", "block_length"), [(4, 16, 8), (6, 24, 8), (5, 10, 4), (10, 10, 4)])
-@every_cache
+@full_cache
 def test_a_schedule_of_s_steps_runs_s_forwards(model, cache, steps, gen_length, block_length):
     shape = {"gen_length": gen_length, "block_length": block_length, "eos_early_stop": False}
     for sampler in ("static", "random"):
@@ -177,7 +185,7 @@ def test_a_schedule_never_spends_a_forward_on_nothing(model):
 @pytest.mark.parametrize("sampler", ["threshold:threshold=1.0", "factor:factor=1e-9"])
 @every_cache
 def test_the_strictest_rules_are_one_token_a_step(tiny, cache, sampler, shift):
-    model = tiny(logits_shift=shift)
+    model = tiny(logits_shift=shift, **cases.served(cache))
     strict, one = (generate(model, cases.PROMPTS, s, cache, **cases.SHAPE) for s in (sampler, "static"))
     assert torch.equal(strict.tokens, one.tokens) and strict.nfe.tolist() == [10] * 4
 
@@ -215,32 +223,20 @@ def test_a_refresh_that_finishes_its_block_is_its_only_forward(model, cache):
     assert made.nfe.tolist() == [3] * 4 and made.rows.tolist() == [3 * (len(p) + 10) for p in cases.PROMPTS]
 
 
-@pytest.mark.parametrize("attention", ["full", "block"])
-@every_cache
-def test_caches_serve_every_pattern_of_attention(tiny, cache, attention):
-    model = tiny(attention=attention, block_length=4)
-    batch = generate(model, cases.PROMPTS, "static", cache, **cases.SHAPE)
-    for row, prompt in enumerate(cases.PROMPTS):
-        assert batch.completions[row] == generate(model, prompt, "static", cache, **cases.SHAPE).completions[0]
+@full_cache
+def test_a_cache_made_for_full_attention_is_refused_by_a_block_causal_model(tiny, cache):
+    if cache != "none":
+        with pytest.raises(DllmError, match=r"was made for full attention, and this model's is block; give 'exact' or"):
+            generate(tiny(**cases.BLOCKS), [3], "static", cache, gen_length=4)
 
 
-@shifts
-@pytest.mark.parametrize("guidance", [0.0, 0.7])
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@every_sampler
-def test_a_block_causal_model_loses_nothing_to_a_cache(tiny, sampler, cache, guidance, shift):
-    """What stands before a block cannot see it, and what follows is not seen: if all of the block is computed, as
-    these two do, stored keys stay exact."""
-    model, prompts = (
-        tiny(attention="block", block_length=4, logits_shift=shift),
-        [[3, 1, 4, 1], [5, 9, 2, 6, 5, 3, 5, 8]],
-    )
-    ask = {**cases.SHAPE, "cfg_scale": guidance, "seed": 0, "temperature": 0.3}
-    plain, stored = (generate(model, prompts, sampler, c, **ask) for c in ("none", cache))
-    assert torch.equal(plain.tokens, stored.tokens) and torch.equal(plain.nfe, stored.nfe)
+@pytest.mark.parametrize("cache", cases.BLOCK_CACHE_NAMES)
+def test_a_cache_of_finished_blocks_is_refused_by_a_model_of_full_attention(model, cache):
+    with pytest.raises(DllmError, match=r"was made for block attention, and this model's is full; give 'dual'"):
+        generate(model, [3], "static", cache, gen_length=4)
 
 
-@every_pair
+@full_pair
 def test_what_a_cache_spares_is_told(tiny, sampler, cache):
     model = tiny(dtype=torch.float32)
     made = generate(model, cases.PROMPTS, sampler, cache, **cases.SHAPE, seed=0, batch_size=2)
@@ -304,7 +300,7 @@ def test_guards_against_the_end_of_text(tiny):
 
 @every_cache
 def test_a_model_of_nan_is_an_error_that_names_the_prompt(tiny, cache):
-    model = copy.deepcopy(tiny())
+    model = copy.deepcopy(tiny(**cases.served(cache)))
     model.head.weight[7, 3] = torch.nan
     with pytest.raises(DllmError, match=r"NaN logits for prompt 0 at step 1.*torch\.float64"):
         generate(model, cases.PROMPTS, "threshold", cache, **cases.SHAPE)
@@ -414,7 +410,7 @@ def test_samplers_and_caches_are_given_by_name_or_as_objects(model):
 
 @every_cache
 def test_a_model_that_is_being_trained_can_generate(tiny, cache):
-    trained = tiny(seed=1)
+    trained = tiny(seed=1, **cases.served(cache))
     want = generate(trained, cases.PROMPTS, "static", cache, **cases.SHAPE).completions
     trained.requires_grad_(True)
     try:

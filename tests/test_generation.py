@@ -6,6 +6,7 @@ import torch
 import cases
 from dllm import DllmError, Generation, generate
 from dllm.generation import Request, cut, listed, requests
+from dllm.metrics import Watch
 
 
 class Letters:
@@ -112,9 +113,10 @@ def test_a_generation_unpacks_as_tokens_and_nfe(model):
 def test_a_generation_tells_what_it_cost(model):
     made = generate(model, cases.PROMPTS, "static", "none", **{**cases.SHAPE, "eos_early_stop": True}, seed=9)
     assert made.answer_tokens.tolist() == [(c.index(38) if 38 in c else 10) for c in made.completions]
-    assert made.tokens_per_forward == made.answer_tokens.sum() / made.nfe.sum() <= 1 and made.seed == 9
+    assert made.generated_tokens.tolist() == [min(10, n + 1) for n in made.answer_tokens.tolist()]
+    assert made.tokens_per_forward == made.generated_tokens.sum() / made.nfe.sum() <= 1.1 and made.seed == 9
     assert 0 < made.forward_seconds < made.seconds
-    assert made.tokens_per_second == pytest.approx(int(made.answer_tokens.sum()) / made.seconds)
+    assert made.tokens_per_second == pytest.approx(int(made.generated_tokens.sum()) / made.seconds)
 
 
 def test_texts_end_before_the_end_of_text_and_the_stop_strings(speaking):
@@ -147,8 +149,18 @@ def test_rows_without_an_end_of_text_are_filled_with_zeros(tiny):
             "refreshes": [1, 1],
             "steps": [1, 2],
             "drafted": [0, 0],
+            "prefills": [0, 0],
+            "committed": [2, 1],
+            "flops": [0, 0],
         },
+        watch=Watch(2),
         kv_bytes=0,
+        peak_bytes=0,
+        draft_forwards=0,
+        draft_rows=0,
+        draft_flops=0,
+        draft_seconds=0.0,
+        lossless="no",
         forwards=2,
         seconds=1.0,
         forward_seconds=0.5,

@@ -9,7 +9,7 @@ from dllm import DllmError, Trace, generate, infill
 
 M = 39
 TEXTS = [[3, M, 4, M, M, 5], [M, 8], [7, 7, M], [1, M, M, M, M, M, 2, M]]
-every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
+every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.ALL_PAIRS)
 
 
 @every_pair
@@ -17,12 +17,13 @@ every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
 def test_masks_are_filled_and_all_else_stays(tiny, sampler, cache, shift):
     if "answer_start" in sampler:
         sampler = "prophet"
-    batch = infill(tiny(logits_shift=shift), TEXTS, sampler, cache, seed=0, batch_size=3)
+    model = tiny(logits_shift=shift, **cases.served(cache))
+    batch = infill(model, TEXTS, sampler, cache, seed=0, batch_size=3)
     for row, text in enumerate(TEXTS):
         got = batch.tokens[row, : len(text)].tolist()
         assert all(g == t if t != M else g != M for g, t in zip(got, text, strict=True))
         assert batch.answer_tokens[row] == text.count(M) >= batch.nfe[row]
-        assert infill(tiny(logits_shift=shift), text, sampler, cache, seed=0).tokens[0].tolist() == got
+        assert infill(model, text, sampler, cache, seed=0).tokens[0].tolist() == got
 
 
 def test_an_answer_behind_a_prompt_is_a_special_case(model):
@@ -86,8 +87,8 @@ def test_texts_that_cannot_be_are_named(model, texts, more, message):
 
 
 @every_pair
-def test_constraints_stand_in_every_answer(model, sampler, cache):
-    ask = {**cases.SHAPE, "seed": 0, "constraints": {2: [5, 6], 9: 7}}
+def test_constraints_stand_in_every_answer(tiny, sampler, cache):
+    model, ask = tiny(**cases.served(cache)), {**cases.SHAPE, "seed": 0, "constraints": {2: [5, 6], 9: 7}}
     batch = generate(model, cases.PROMPTS, sampler, cache, **ask)
     for row, prompt in enumerate(cases.PROMPTS):
         answer = batch.completions[row]
@@ -129,7 +130,7 @@ def test_constraints_that_cannot_be_are_named(model, constraints, message):
 def test_an_end_of_text_ends_a_row_only_behind_what_is_given(tiny, sampler, cache, eotp):
     """A model that loves its end of text, with both ways to stop there on."""
     sampler = "prophet" if "answer_start" in sampler else sampler
-    model = tiny(eos_ids=(5, 38))
+    model = tiny(eos_ids=(5, 38), **({**cases.BLOCKS, "block_length": 8} if cases.served(cache) else {}))
     ask = {"gen_length": 24, "block_length": 8, "seed": 0, "constraints": {16: [7, 8]}, "eotp": eotp}
     made = generate(model, cases.PROMPTS, sampler, cache, **ask)
     assert all(answer[16:18] == [7, 8] and M not in answer for answer in made.completions)

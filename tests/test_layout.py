@@ -1,15 +1,17 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
-api, compat, infill, verify, loading, cli, evaluate ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks, trace, spec
+api, compat, infill, streamer, verify, loading, cli, evaluate ──► all of these
+engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
+       metrics, trace, spec
 drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan
-schedule ──► samplers, canvas, generation, settings, spec        propose ──► samplers, settings, noise
+schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
 hooks ──► canvas
-speculate ──► cache, generation, models, propose, schedule, settings, trace, and what these import
+speculate ──► cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
 causal ──► speculate, generation, models, settings, trace, spec
-generation ──► spec, noise                 settings ──► spec                      trace, spec ──► canvas
+generation ──► metrics, spec, noise        settings ──► spec, canvas                      trace, spec ──► canvas
+metrics ──► spec
 options ──► errors                         canvas, noise, errors ──► nothing
 """
 
@@ -30,22 +32,23 @@ MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
     "spec": {"canvas", "errors"},
+    "metrics": {"spec"},
     "trace": {"canvas"},
-    "settings": {"spec", "errors"},
-    "generation": {"spec", "noise", "errors"},
+    "settings": {"canvas", "spec", "errors"},
+    "generation": {"metrics", "spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
     "plan": {"canvas"},
     "pace": {"plan"},
     "forward": {"cache", "canvas", "plan", "spec"},
     "drafts": {"canvas", "samplers", "schedule"},
     "propose": {"samplers", "noise", "settings"},
-    "schedule": {"canvas", "generation", "samplers", "settings", "spec"},
+    "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec"},
     "samplers": {"canvas", "noise", "options", "errors"},
     "cache": {"canvas", "spec", "options", "errors"},
     "models": {"canvas", "spec", "errors"},
     "speculate": {
-        *("cache", "canvas", "errors", "generation", "loading", "models", "noise", "options", "propose", "schedule"),
-        *("settings", "spec", "trace"),
+        *("cache", "canvas", "errors", "generation", "loading", "metrics", "models", "noise", "options", "propose"),
+        *("schedule", "settings", "spec", "trace"),
     },
     "causal": {"errors", "generation", "models", "settings", "spec", "speculate", "trace"},
     "engine": {
@@ -58,6 +61,7 @@ MAY_IMPORT = {
             "forward",
             "generation",
             "hooks",
+            "metrics",
             "noise",
             "pace",
             "plan",

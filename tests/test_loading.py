@@ -13,7 +13,8 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 import dllm
-from dllm import loading, weights
+import twins
+from dllm import doctor, loading, weights
 from dllm.cache import full_view
 from dllm.canvas import Span
 from dllm.models import FAMILIES
@@ -337,6 +338,58 @@ def test_a_hub_that_fails_says_so_in_one_line(monkeypatch, error):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     refused("some/model", "'some/model' is no folder here and could not be fetched", type(error).__name__)
+
+
+# Options behind a name ---------------------------------------------------------------------------------------------
+
+
+def in_blocks(folder, architecture="SDARForCausalLM"):
+    """A checkpoint in the format of SDAR; returns its name as a path with a folder before it."""
+    folder.mkdir()
+    twins.save(twins.theirs("Qwen3"), folder, architecture, mask_token_id=60)
+    return f"./{folder.name}"
+
+
+def test_options_of_a_model_stand_behind_its_name(zoo):
+    name = in_blocks(zoo / "cwd" / "mine")
+    assert load(name).spec.block_length == 4
+    assert load(f"{name}:block_length=16").spec.block_length == 16
+    config, _ = doctor.config_of(f"{name}:block_length=16")
+    assert config.n_layers == 3
+
+
+def test_a_causal_model_is_adapted_by_the_options_behind_its_name(zoo):
+    name = in_blocks(zoo / "cwd" / "mine", "Qwen3ForCausalLM")
+    spec = load(f"{name}:block_length=8,mask_id=7,logits_shift=0").spec
+    assert (spec.attention, spec.block_length, spec.mask_id, spec.logits_shift) == ("block", 8, 7, 0)
+    refused(f"{name}:block_length=8", "the attention of this one is causal", "dllm.adapt opens a causal model")
+    refused(f"{name}:mask_id=8", "a causal model has no blocks; give block_length=")
+    refused(f"{name}:block_length=8,mask_id=8,adapter=./none", "none has no adapter_config.json")
+
+
+def test_a_folder_whose_name_has_a_colon_is_itself(zoo):
+    in_blocks(zoo / "cwd" / "a:b")
+    assert load("./a:b").spec.block_length == load("a:b").spec.block_length == 4
+
+
+@pytest.mark.usefixtures("zoo")
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("tiny-llada:block_lenght=4", ["unknown option of model tiny-llada", "did you mean 'block_length'?"]),
+        ("tiny-llada:block_length", ["'block_length' in tiny-llada:block_length is not option=value"]),
+        ("tiny-llada:block_length=x", ["tiny-llada:block_length=x is not of type int"]),
+        ("tiny-llada:block_length=4", ["block_length=4 is of block-causal models"]),
+        ("tiny-lada:block_length=4", ["did you mean 'tiny-llada'?"]),
+    ],
+)
+def test_a_wrong_option_behind_a_name_is_named(name, parts):
+    refused(name, *parts)
+
+
+@pytest.mark.usefixtures("zoo")
+def test_a_block_length_is_given_once():
+    refused("tiny-llada:block_length=4", "block_length of model tiny-llada is given twice", block_length=8)
 
 
 # What is refused --------------------------------------------------------------------------------------------------

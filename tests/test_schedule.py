@@ -91,3 +91,29 @@ def test_given_columns_of_an_answer_are_not_decided():
     s = Schedule(asked, Settings(batch_size=2), spec, Static(), torch.device("cpu"))
     assert s.canvas.undecided.nonzero().tolist() == [[0, 2], [0, 4], [1, 1]]
     assert s.rows.steps.tolist() == [4, 1] and s.canvas.answer_width == 4
+
+
+def test_blocks_of_a_block_causal_model_are_counted_from_column_0():
+    """A prompt of 3 and an answer of 6: the columns 3, 4 to 7, and 8."""
+    spec = ModelSpec(**SIZES, attention="block", block_length=4)
+    s = Schedule([Request([5] * 3, [39] * 6, 0)], Settings(gen_length=6), spec, Static(), torch.device("cpu"))
+    shares, blocks = [], []
+    for start, masked in ((3, 1), (4, 4), (8, 1)):
+        at = s.position()
+        blocks.append(at.block.columns[at.block.valid].tolist())
+        s.enter(0, start, masked)
+        shares.append(int(s.rows.block_steps))
+        s.canvas.tokens[0, start : start + masked] = 7
+    assert blocks == [[3], [4, 5, 6, 7], [8]] and shares == [1, 4, 1] and s.position().done.item()
+
+
+def test_what_comes_behind_a_short_block_is_foreseen():
+    spec = ModelSpec(**SIZES, attention="block", block_length=4)
+    settings = Settings(gen_length=6, eager=True, steps=4)
+    s = Schedule([Request([5] * 3, [39] * 6, 0)], settings, spec, Static(), torch.device("cpu"))
+    at = s.position()
+    assert at.two_blocks.columns.tolist()[0][:5] == [3, 4, 5, 6, 7] and at.behind.tolist() == [4]
+    s.enter(0, 3, 1)
+    s.foresee(0, 3, 4)
+    rows = s.rows.into_next(torch.tensor([True]))
+    assert (int(rows.block_start), int(rows.block_stop), int(rows.block_steps)) == (4, 8, 3)

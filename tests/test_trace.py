@@ -28,7 +28,7 @@ def test_every_observer_sees_every_step(model):
 def test_padding_never_counts_as_a_change():
     span = Span(torch.tensor([[4, 5, 5]]), torch.tensor([[True, True, False]]))
     before, after = torch.tensor([[9, 9, 9]]), torch.tensor([[1, 9, 3]])
-    step = Step(0, [2], span, before, after, torch.tensor([[0.5, 0.25, 0.1]]), 0.125, 9)
+    step = Step(0, [2], span, before, after, after, torch.tensor([[0.5, 0.25, 0.1]]), 0.125, 9)
     trace = Trace()
     trace(step)
     assert step.changed.tolist() == [[True, False, False]]
@@ -48,7 +48,7 @@ def test_padding_never_counts_as_a_change():
 def test_a_change_is_revealed_remasked_or_edited():
     span = Span(torch.tensor([[4, 5, 6, 7]]), torch.ones(1, 4, dtype=torch.bool))
     before, after = torch.tensor([[9, 3, 3, 3]]), torch.tensor([[1, 9, 2, 3]])
-    (trace := Trace())(Step(7, [0], span, before, after, torch.full((1, 4), 0.5), 0.5, 9))
+    (trace := Trace())(Step(7, [0], span, before, after, after, torch.full((1, 4), 0.5), 0.5, 9))
     assert [change["kind"] for change in trace.changes] == ["revealed", "remasked", "edited"]
 
 

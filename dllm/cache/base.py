@@ -22,7 +22,7 @@ def attention(
     q: Float[Tensor, "B Q H D"],
     k: Float[Tensor, "B L K D"],
     v: Float[Tensor, "B L K D"],
-    visible: Bool[Tensor, "B 1 _ L"] | None,
+    visible: Bool[Tensor, "#B 1 _ L"] | None,
     causal: bool = False,
 ) -> Float[Tensor, "B Q H D"]:
     """Softmax attention of every query to all visible keys; None means all of them. Query heads share K/V in groups.
@@ -146,6 +146,8 @@ class Cache:
     """The patterns of attention that it was made for, as `ModelSpec.attention` names them."""
     through: ClassVar[bool] = False
     """No block begins with a refresh, so that drafts may go on from one block into the next (eager)."""
+    lossless: ClassVar[bool] = False
+    """What is predicted with it is what is predicted without a cache."""
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "CacheState":
         return CacheState(self, spec, canvas, dtype)
@@ -228,8 +230,13 @@ class CacheState(Store):
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
         return self.view_class(self, rows, window[slots], slots, counts, lengths)
 
-    def saw(self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"]) -> None:
-        """How probable the tokens are that were just proposed for these columns of the rows `index`."""
+    def saw(
+        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], drawn: Float[Tensor, "B W V"]
+    ) -> None:
+        """How probable the tokens are that were just proposed for these columns of the rows `index`.
+
+        drawn: what they were drawn from.
+        """
 
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""

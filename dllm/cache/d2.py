@@ -122,7 +122,9 @@ class D2State(NotingState):
         self.mass = torch.zeros_like(self.confidence)
         """(R, L): attention of all heads and layers, faded."""
 
-    def saw(self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"]) -> None:
+    def saw(
+        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], drawn: Float[Tensor, "B W V"]
+    ) -> None:
         # Padding repeats a column, and so its confidence.
         self.confidence[index[:, None], span.columns] = confidence.double()
 

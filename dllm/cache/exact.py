@@ -28,6 +28,7 @@ class ExactCache(Cache):
 
     patterns: ClassVar[tuple[str, ...]] = ("block",)
     through: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
         return NotingState(self, spec, canvas, dtype)
@@ -80,9 +81,9 @@ class SubblockCache(Cache):
 
     def stale(self, state: CacheState, window: Span) -> Bool[Tensor, "R L"]:
         assert isinstance(state, SubblockState)  # started above
-        inside = (state.canvas.columns >= state.spec.block_start(state.block)[:, None]) & state.canvas.exists
-        whole = state.first_masked | (inside & state.part & (state.seen < 0)).any(1, keepdim=True)
-        return ExactCache().stale(state, window) & (whole | state.part | ~inside)
+        finished = state.canvas.columns < state.spec.block_start(state.block)[:, None]
+        unseen = (state.part & state.canvas.exists & (state.seen < 0)).any(1, keepdim=True)
+        return ExactCache().stale(state, window) & (finished | state.part | state.first_masked | unseen)
 
 
 class SubblockState(NotingState):
@@ -98,7 +99,8 @@ class SubblockState(NotingState):
         first = undecided.long().argmax(1)
         begin = self.spec.block_start(first)
         start = (begin + (first - begin) // self.small_block * self.small_block)[:, None]
-        self.part = (column >= start) & (column < (start + self.small_block).minimum(begin[:, None] + self.spec.block_length))
+        stop = (start + self.small_block).minimum(begin[:, None] + self.spec.block_length)
+        self.part = (column >= start) & (column < stop)
         """(R, L): the columns of the part."""
         self.first_masked = undecided.gather(1, start)
         """(R, 1): whether the first of them is masked."""

@@ -45,6 +45,7 @@ class NoCache(Cache):
 
     patterns: ClassVar[tuple[str, ...]] = ("full", "block")
     through: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> CacheState:
         return Storeless(self, spec, canvas)

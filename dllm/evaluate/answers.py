@@ -110,7 +110,7 @@ def answers(model: Model, asked: Mapping[int, Question], method: Method) -> Iter
         )
     settings, indices = method.settings, list(asked)
     prompts = [token_ids(model, q.prompt, method.chat, q.prefix) for q in asked.values()]
-    masks = [settings.mask(model.spec)] * settings.gen_length
+    masks = [settings.blank(model.spec)] * settings.gen_length
     requests = named(prompts, [masks] * len(prompts), prompts, settings.num_samples, indices)
 
     def run() -> Run:
@@ -184,7 +184,7 @@ class Clock:
 def text_of(run: Run, row: int, stop: Sequence[str]) -> tuple[str, int]:
     """A finished row's text before its end of text and first stop string, and how many tokens make it up."""
     decode, completion = run.model.tokenizer.decode, run.schedule.finished[row]
-    end = run.schedule.requests[row].end(completion, run.settings.mask(run.spec), run.spec.eos_ids)
+    end = run.schedule.requests[row].end(completion, run.settings.blank(run.spec), run.spec.eos_ids)
     whole = decode(completion[:end], skip_special_tokens=True)
     text = cut(whole, stop)
     if len(text) == len(whole):

@@ -1,11 +1,12 @@
-"""Llama, Qwen2 and Qwen3 as transformers writes them: causal, so that no masks are filled with these."""
+"""Llama (SmolLM2 is one), Qwen2 and Qwen3 as transformers writes them: causal, for `dllm.generate_causal`."""
 
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from dllm.models.family import Config, Family, checked, flag, ids, number, refuse, size
-from dllm.spec import ModelSpec
+from dllm.errors import DllmError
+from dllm.models.family import Config, Family, checked, flag, ids, number, refuse, required, size
+from dllm.spec import ModelSpec, RopeScaling
 
 PLAIN = {
     "hidden_act": "silu",
@@ -17,13 +18,24 @@ PLAIN = {
 }
 
 
-def rope_theta(config: Config) -> float:
-    """The base of the rotary angles, from `rope_theta` or, since transformers 5, `rope_parameters`."""
+def rotary(config: Config) -> dict[str, Any]:
+    """The rotary angles, from `rope_theta` and `rope_scaling` or, since transformers 5, `rope_parameters`."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         refuse({"rope_parameters": rope}, {"rope_parameters": None})
-    refuse(rope, {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0})
-    return number(rope, "rope_theta", number(config, "rope_theta", 10000.0))
+    scaling = None
+    if (rope.get("rope_type") or rope.get("type")) == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        scaling = RopeScaling(*(number(rope, name, required(rope, name)) for name in names))
+        if scaling.high <= scaling.low:
+            raise DllmError(
+                f"config.json has high_freq_factor={scaling.high}, not above low_freq_factor={scaling.low}."
+            )
+    else:
+        refuse(rope, {"rope_type": "default", "type": "default"})
+    refuse(rope, {"partial_rotary_factor": 1.0})
+    theta = number(rope, "rope_theta", number(config, "rope_theta", 10000.0))
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def spec(config: Config, **family: Any) -> ModelSpec:
@@ -45,10 +57,10 @@ def spec(config: Config, **family: Any) -> ModelSpec:
             mask_id=None,
             eos_ids=ids(config, "eos_token_id"),
             attention="causal",
-            rope_theta=rope_theta(config),
             rope_fp32=False,
             norm_eps=number(config, "rms_norm_eps", 1e-6),
             tied_head=flag(config, "tie_word_embeddings", False),
+            **rotary(config),
             **family,
         )
     )

@@ -124,7 +124,10 @@ def checked(spec: ModelSpec) -> ModelSpec:
         check_experts(spec.experts, spec.n_layers)
     named = [*spec.eos_ids, *([] if spec.mask_id is None else [spec.mask_id])]
     if named and max(named) >= spec.vocab_size:
-        raise DllmError(f"config.json names the token id {max(named)}, beyond the vocabulary of {spec.vocab_size}.")
+        raise DllmError(
+            f"the token id {max(named)}, config.json's or else the family's, is beyond the vocabulary of "
+            f"{spec.vocab_size}."
+        )
     return spec
 
 

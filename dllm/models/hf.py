@@ -1,58 +1,19 @@
-"""Any network of transformers as a model to decode with: an oracle for ours, and the way out where we have none.
+"""Networks of transformers as models to decode with: an oracle for ours, and the way out where we have none.
 
-It computes every column in every forward and cannot use a cache. `dllm.generate(wrap(module, mask_id=4), ids)`.
+They store nothing for our caches. `dllm.generate(wrap(module, mask_id=4), ids)`.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
-from dllm.canvas import Span
 from dllm.errors import DllmError
+from dllm.models.diffusion_gemma import DiffusionGemma, canvas_spec
+from dllm.models.foreign import Foreign
 from dllm.spec import ModelSpec
 
-
-class Foreign:
-    """A module that maps (tokens, attention_mask) to logits of all columns.
-
-    causal: the module would hide later columns by itself, so it is given a mask (B, 1, L, L) that shows them.
-    """
-
-    def __init__(self, module: nn.Module, spec: ModelSpec, tokenizer: Any = None, *, causal: bool = False) -> None:
-        self.module, self.spec, self.tokenizer, self.causal = module, spec, tokenizer, causal
-        accepted = inspect.signature(module.forward).parameters
-        self.options = {"use_cache": False} if "use_cache" in accepted else {}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
-
-    @torch.no_grad()
-    def __call__(self, tokens: Int[Tensor, "B L"], view: Any, span: Span) -> Float[Tensor, "B W V"]:
-        """Logits that predict the tokens of `span`. Raises ValueError if the view does not compute every column."""
-        rows = view.rows
-        columns = torch.arange(rows.shape[1], device=rows.device)
-        exists = columns <= rows[:, -1:]  # (B, L)
-        # On a GPU this check would wait for the device; a cache that stores anything is refused before the first step.
-        if rows.device.type == "cpu" and not torch.equal(rows, columns.minimum(rows[:, -1:])):
-            raise ValueError(f"the view computes the columns {rows.tolist()}; this model can only compute all of them.")
-        mask = exists.long()
-        if self.causal:  # numbers to add, since not every attention of transformers takes a boolean one
-            hidden = torch.zeros(exists.shape, dtype=self.dtype, device=self.device)
-            hidden = hidden.masked_fill(~exists, torch.finfo(self.dtype).min)
-            mask = hidden[:, None, None].expand(-1, 1, len(columns), -1)
-        out = self.module(input_ids=tokens[:, : len(columns)], attention_mask=mask, **self.options)
-        logits: Tensor = out.logits
-        predictors = self.spec.predictors(span).columns
-        return logits.gather(1, predictors[..., None].expand(-1, -1, logits.shape[-1]))
+__all__ = ["DiffusionGemma", "Foreign", "wrap"]
 
 
 def wrap(
@@ -63,15 +24,22 @@ def wrap(
     logits_shift: int = 0,
     tokenizer: Any = None,
     causal: bool = False,
-) -> Foreign:
+) -> Foreign | DiffusionGemma:
     """A masked language model of transformers (BERT, a LLaDA of the hub, ...) for `dllm.generate`, in evaluation mode.
+    Also DiffusionGemma, which has no mask: give it alone, or with its tokenizer.
 
     mask_id: default the tokenizer's. eos_ids: default the config's. logits_shift: 1 where column i predicts the token
     at i + 1. causal: the module is a causal decoder (Llama, Qwen) with weights of a bidirectional one; it is given a
     mask that shows every column. The module must heed `attention_mask`, or else prompts of unequal lengths must be
-    generated one by one (batch_size=1). Raises DllmError if there is no mask id.
+    generated one by one (batch_size=1). Raises DllmError if a masked language model has no mask id.
     """
     config: Any = module.config
+    if hasattr(config, "canvas_length"):
+        if mask_id is not None or logits_shift or causal:
+            raise DllmError(
+                f"{type(module).__name__} denoises random tokens; leave out mask_id, logits_shift and causal."
+            )
+        return DiffusionGemma(module, canvas_spec(module, eos_ids), tokenizer)
     mask_id = getattr(tokenizer, "mask_token_id", None) if mask_id is None else mask_id
     if mask_id is None:
         raise DllmError(f"{type(module).__name__} comes without a mask token; give mask_id=.")
@@ -94,4 +62,4 @@ def wrap(
         logits_shift=logits_shift,
         cacheable=False,
     )
-    return Foreign(module.eval(), spec, tokenizer, causal=causal)
+    return Foreign(module, spec, tokenizer, causal=causal)

@@ -26,9 +26,16 @@ def grouped_matmul(
     """The rows of x that expert e owns, ends[e - 1] to ends[e], times its matrix transposed; an expert may own none."""
     # The kernel wants rows that begin at multiples of 16 bytes.
     if x.is_cuda and x.dtype == torch.bfloat16 and not (weights.shape[1] % 8 or weights.shape[2] % 8):
-        return F.grouped_mm(x, weights.mT, offs=ends.int())
+        return grouped_kernel(x, weights, ends)
     parts = x.tensor_split(ends[:-1].tolist())
     return torch.cat([part @ weight.T for part, weight in zip(parts, weights, strict=True)])
+
+
+def grouped_kernel(
+    x: Float[Tensor, "N I"], weights: Float[Tensor, "E O I"], ends: Int[Tensor, " E"]
+) -> Float[Tensor, "N O"]:
+    """The same in one kernel, of torch."""
+    return F.grouped_mm(x, weights.mT, offs=ends.int())
 
 
 class Router(nn.Module):

@@ -38,14 +38,17 @@ class RMSNorm(nn.Module):
 
 
 Rotation = tuple[Float[Tensor, "#B Q 1 R"], Float[Tensor, "#B Q 1 R"]]
-"""R: the numbers of a head that are rotated, its first ones; mostly all D."""
+"""R: the numbers of a head that are rotated, its first ones; mostly all D. One row may serve a whole batch."""
 
 
 def rotation(spec: ModelSpec, rows: Int[Tensor, "B Q"], dtype: torch.dtype) -> Rotation:
     """Cosines and signed sines of the angles at the absolute columns `rows`, in the dtype in which to rotate."""
     size = spec.rope_dim or spec.head_dim
     exponent = torch.arange(0, size, 2, device=rows.device, dtype=wide(dtype)) / size
-    angle = rows[..., None].to(wide(dtype)) * spec.rope_theta**-exponent
+    frequency = spec.rope_theta**-exponent
+    if spec.rope_scaling is not None:
+        frequency = spec.rope_scaling(frequency)
+    angle = rows[..., None].to(wide(dtype)) * frequency
     cos, sin = angle.cos(), angle.sin()
     tables = torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
     return tables if spec.rope_fp32 else (tables[0].to(dtype), tables[1].to(dtype))

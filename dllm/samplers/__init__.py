@@ -15,6 +15,7 @@ from dllm.samplers.hierarchy import Hierarchy
 from dllm.samplers.klass import Klass
 from dllm.samplers.localleap import LocalLeap
 from dllm.samplers.prophet import Prophet
+from dllm.samplers.renoise import Renoise
 from dllm.samplers.sliding import Sliding
 from dllm.samplers.static import Random, Static
 from dllm.samplers.threshold import Factor, Threshold
@@ -29,6 +30,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "prophet": Prophet,
     "dparallel": DParallel,
     "eb": EntropyBound,
+    "renoise": Renoise,
     "klass": Klass,
     "wino": Wino,
     "freedave": FreeDave,
@@ -103,6 +105,7 @@ __all__ = [
     "Prediction",
     "Prophet",
     "Random",
+    "Renoise",
     "Sampler",
     "Sliding",
     "Static",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.canvas import Canvas, Span, highest
+from dllm.canvas import Canvas, Span, highest, undecided
 from dllm.errors import DllmError
 from dllm.noise import Key
 
@@ -121,7 +121,7 @@ class Prediction(Proposal):
     @cached_property
     def undecided(self) -> Bool[Tensor, "B W"]:
         """True where the span is still to be decided."""
-        return (self.current == self.mask_id) & self.open & self.span.valid
+        return undecided(self.current, self.mask_id) & self.open & self.span.valid
 
     @property
     def broken(self) -> Bool[Tensor, " B"]:
@@ -136,8 +136,7 @@ class Prediction(Proposal):
     @cached_property
     def entropy(self) -> Float[Tensor, "B W"]:
         """Of the distribution at temperature 1, in nats."""
-        log_p = self.wide_logits.log_softmax(-1)
-        return -(log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)  # a probability of 0 counts nothing
+        return entropy(self.wide_logits)
 
     @cached_property
     def gap(self) -> Float[Tensor, "B W"]:
@@ -211,6 +210,10 @@ class Needs:
     """It keeps something in `recall`, so that its steps cannot be tried out as drafts."""
     drafts: int = 1
     """Drafts of a step, the canvas itself included, where the caller does not give a number."""
+    plain: bool = False
+    """One token a step, the surest first, unless `steps` says otherwise: what other rules are compared with."""
+    renoises: int = 0
+    """Steps of a block, at most, that decide nothing but draw its undecided tokens anew, which masks do not allow."""
     subset: bool = False
     """A draft is accepted once all that it reveals is confirmed, whatever else would be revealed; lossy."""
 
@@ -219,11 +222,15 @@ class Sampler:
     """A rule for what to reveal: frozen settings, called once a step. What it remembers stands in `p.recall`."""
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        """The next tokens of the span. Every row in which something is masked must change at least once."""
+        """The next tokens of the span. In every row in which something is masked, something must be decided."""
         raise NotImplementedError(f"{type(self).__name__} does not say what to reveal.")
 
     def needs(self) -> Needs:
         return Needs()
+
+    def temperature(self, block_step: Int[Tensor, " B"]) -> Float[Tensor, " B"] | None:
+        """At which temperature `drawn` is wanted, for rules with one of their own; None: that of the settings."""
+        return None
 
     def check(self, gen_length: int) -> None:
         """Raise DllmError if the rule cannot be applied to answers of this many tokens."""
@@ -244,6 +251,12 @@ class Sampler:
         Only `block` itself is widened where an end of text may be seen behind it (eotp).
         """
         return block
+
+
+def entropy(logits: Float[Tensor, "B W V"]) -> Float[Tensor, "B W"]:
+    """Of the distributions, in nats."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)  # a probability of 0 counts nothing
 
 
 def evenly(masked: int, steps: int) -> list[int]:

@@ -28,7 +28,7 @@ class FreeDave(Static):
             check_probability("tau", self.tau, "reveal all", "one token a step")
 
     def needs(self) -> Needs:
-        return Needs(drafts=self.draft_steps, subset=self.tau is not None)
+        return Needs(drafts=self.draft_steps, plain=self.tau is None, subset=self.tau is not None)
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         return super().__call__(p) if self.tau is None else p.reveal(p.sure(self.tau) | p.top(1))

@@ -14,6 +14,9 @@ from dllm.samplers.base import Needs, Prediction, Sampler
 class Static(Sampler):
     """Reveal the most probable tokens, `steps` spread evenly over the canvas ("low-confidence remasking")."""
 
+    def needs(self) -> Needs:
+        return Needs(plain=True)
+
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         return p.reveal(p.top(p.quota))
 

@@ -1,8 +1,11 @@
 """What samplers share that apply another one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
@@ -30,7 +33,10 @@ class Wrapper(Sampler):
         return self.base
 
     def needs(self) -> Needs:
-        return self.inner.needs()
+        return replace(self.inner.needs(), plain=False)
+
+    def temperature(self, block_step: Int[Tensor, " B"]) -> Float[Tensor, " B"] | None:
+        return self.inner.temperature(block_step)
 
     def check(self, gen_length: int) -> None:
         self.inner.check(gen_length)

@@ -59,28 +59,34 @@ class Ratio(Rule):
     def __call__(self, nodes: Nodes, logits: Float[Tensor, "B Q V"], choose: Chooser, keys: Sequence[int]) -> Verdict:
         left = choose.probabilities(logits)  # of the token behind each node, given the siblings refused so far
         broken, vocab_size = left.isnan().any(-1), logits.shape[2]
-        accepted = torch.zeros_like(nodes.tokens, dtype=torch.bool)
-        requests = torch.tensor(keys, device=logits.device)
-        columns = nodes.following()
-        q, tried = nodes.q(vocab_size), torch.zeros_like(left, dtype=torch.bool)
+        key = Key(choose.settings.noise_seed, torch.tensor(keys, device=logits.device))
+        columns, q = nodes.following(), nodes.q(vocab_size)
+        accepted, tried = torch.zeros_like(nodes.tokens, dtype=torch.bool), torch.zeros_like(left, dtype=torch.bool)
         for rank, child in enumerate(nodes.children()):
             there, token = child > 0, nodes.tokens.gather(1, child)[..., None]
-            drawn = q.gather(1, child[..., None].expand_as(q)).masked_fill(tried, 0.0)
-            drawn = drawn / drawn.sum(-1, keepdim=True).clamp(min=1e-300)
-            p_token, q_token = (each.gather(-1, token).squeeze(-1) for each in (left, drawn))
-            u = Key(choose.settings.noise_seed, requests).trial(columns, rank)
-            good = there & (q_token > 0) & (u * q_token < p_token)
-            accepted = accepted.scatter(1, child, good | accepted.gather(1, child))
-            tried = tried.scatter(-1, token, there[..., None] | tried.gather(-1, token))
-            rest = (left - drawn).clamp(min=0.0)
-            total = rest.sum(-1, keepdim=True)
-            # Where p is q nothing is left but rounding; then the draw is from p.
-            refused = there[..., None] & ~good[..., None] & (total > 1e-12)
-            left = torch.where(refused, rest / total.clamp(min=1e-300), left)
-        noise = Key(choose.settings.noise_seed, requests).gumbel(columns, vocab_size)
-        chosen = (left.log() + noise).argmax(-1)
-        accepted[:, 0] = False
+            odds, rest = trial(left, q.gather(1, child[..., None].expand_as(q)).masked_fill(tried, 0.0), token)
+            good = there & (key.trial(columns, rank) < odds)
+            accepted.scatter_(1, child, good | accepted.gather(1, child))
+            tried.scatter_(-1, token, there[..., None] | tried.gather(-1, token))
+            left = torch.where((there & ~good)[..., None], rest, left)
+        chosen = (left.log() + key.gumbel(columns, vocab_size)).argmax(-1)
         return chosen.masked_fill(broken, -1), accepted
+
+
+def trial(
+    p: Float[Tensor, "*B V"], q: Float[Tensor, "*B V"], token: Int[Tensor, "*B 1"]
+) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B V"]]:
+    """The odds to accept a token drawn from q, above 1 for certain, and what is left of p where it is refused.
+
+    q may lack the share of siblings that were drawn before.
+    """
+    q = q / q.sum(-1, keepdim=True).clamp(min=1e-300)
+    p_token, q_token = p.gather(-1, token).squeeze(-1), q.gather(-1, token).squeeze(-1)
+    rest = (p - q).clamp(min=0.0)
+    total = rest.sum(-1, keepdim=True)
+    # Where p is q nothing but rounding is left; then the draw is from p.
+    odds = (p_token / q_token.clamp(min=1e-300)).masked_fill(q_token == 0, 0.0)  # as a sibling that comes twice
+    return odds, torch.where(total > 1e-12, rest / total.clamp(min=1e-300), p)
 
 
 @dataclass(frozen=True)

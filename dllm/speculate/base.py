@@ -78,6 +78,8 @@ class Drafter:
 class Drafting:
     """A drafter at work in one run. It counts its own forwards and the positions that they compute."""
 
+    model: Any = None
+    """That network, where it is a `dllm.models.transformer.Transformer`: for its memory and operations."""
     forwards: int = 0
     """Forwards of a network of its own, any number of rows together."""
     positions: int = 0

@@ -28,7 +28,7 @@ class Ngram(Drafter):
         if self.pick not in ("first", "recent"):
             raise DllmError(f"pick={self.pick!r} must be 'first' or 'recent': which of several places is copied.")
 
-    def start(self, context: Context) -> "Copying":
+    def start(self, _: Context) -> "Copying":
         return Copying(self)
 
 

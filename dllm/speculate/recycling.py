@@ -19,9 +19,9 @@ SHARE = (0.45, 0.15, 0.08, 0.05, 0.035, 0.025, 0.02, 0.015)
 class Recycling(Drafter):
     """Keep for every token the `width` likeliest tokens that the target last saw behind it, and draft them as a tree.
 
-    The tree has `k` nodes, of a fixed shape: the paths of the highest product of the shares that their ranks have. Every
-    node that is verified, accepted or not, refreshes the memory, and so does the prompt. Token Recycling,
-    arXiv:2408.08696. Each request has a memory of its own.
+    The tree has `k` nodes, of a fixed shape: the paths of the highest product of the shares that their ranks have.
+    Every node that is verified, accepted or not, refreshes the memory, and so does the prompt. Each request has a
+    memory of its own. Token Recycling, arXiv:2408.08696.
     """
 
     prompt_logits = True
@@ -31,7 +31,7 @@ class Recycling(Drafter):
     def __post_init__(self) -> None:
         check_counts(self, "k", "width")
 
-    def start(self, context: Context) -> "Remembering":
+    def start(self, _: Context) -> "Remembering":
         return Remembering(self)
 
 
@@ -62,7 +62,7 @@ class Remembering(Drafting):
         likely = logits.topk(min(self.settings.width, logits.shape[1]), -1).indices.tolist()
         self.followers.setdefault(row.request, {}).update(zip(tokens, likely, strict=True))
 
-    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, hidden: Float[Tensor, "P C"] | None) -> None:
+    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, _: Tensor | None) -> None:
         assert logits is not None
         self.remember(row, row.tokens[: row.prompt_length], logits)
 
@@ -84,10 +84,8 @@ class Remembering(Drafting):
                 parents.append(place[parent])
         return Tree(tokens, parents)
 
-    def observe(
-        self, row: Row, tree: Tree, logits: Float[Tensor, "Q V"], hidden: Float[Tensor, "Q C"] | None, path: list[int]
-    ) -> None:
-        root = row.tokens[len(row.tokens) - len(path) - 1 - 1]
+    def observe(self, row: Row, tree: Tree, logits: Float[Tensor, "Q V"], _: Tensor | None, path: list[int]) -> None:
+        root = row.tokens[-2 - len(path)]
         accepted = [0, *(node + 1 for node in path)]
         others = [node for node in range(len(tree) + 1) if node not in set(accepted)]
         order, tokens = others + accepted, [root, *tree.tokens]  # what came true is the last word

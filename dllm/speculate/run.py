@@ -17,6 +17,7 @@ from dllm.cache.causal import CausalStore
 from dllm.canvas import Span
 from dllm.errors import DllmError
 from dllm.generation import Generation, Request
+from dllm.metrics import EXACT, Watch, begin_peak, flops, peak_bytes, weight_bytes
 from dllm.models.transformer import Transformer
 from dllm.schedule import together
 from dllm.settings import Settings
@@ -58,11 +59,12 @@ class CausalRun:
     ) -> None:
         self.model, self.spec, self.requests = model, model.spec, list(requests)
         self.drafter, self.rule, self.settings, self.observers = drafter, rule, settings, observers
-        self.began = time.perf_counter()
+        begin_peak(model.device)
+        self.began, self.watch = time.perf_counter(), Watch(len(requests))
         self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
-        names = ("nfe", "rows", "columns", "refreshes", "steps", "drafted")
-        self.counts = {name: [0] * len(requests) for name in names}
-        """Of every request, as `Generation` tells them."""
+        names = ("nfe", "prefills", "rows", "predicted", "attended", "columns", "refreshes", "steps", "drafted")
+        self.counts = {name: [0] * len(requests) for name in (*names, "committed")}
+        """Of every request, as `Generation` and `dllm.metrics.flops` tell them."""
         self.waiting = deque(range(len(requests)))
         self.rows: list[Row] = []
         """The rows in flight, by their slots."""
@@ -103,12 +105,18 @@ class CausalRun:
         """The forwards, one after the other: new rows enter, then all rows in flight go on together."""
         while self.waiting or self.rows:
             for rows in self.admit():
-                yield self.begin(rows)
+                yield self.seen(self.begin(rows), decoding=False)
             self.retire()  # of an answer of one token
             if self.rows:
-                yield self.verify()
+                yield self.seen(self.verify(), decoding=True)
                 self.retire()
+
+    def seen(self, emitted: Emitted, decoding: bool) -> Emitted:
+        """Note when the tokens of a forward stood. decoding: no row met its prompt in it."""
         self.seconds = time.perf_counter() - self.began
+        shown = [(row.request, len(row.tokens) - row.prompt_length) for row in emitted.rows]
+        self.watch.see(self.seconds, shown, decoding)
+        return emitted
 
     def admit(self) -> list[list[Row]]:
         """Give free slots to waiting prompts. Returns the new rows, grouped by similar lengths, in order of slots."""
@@ -120,6 +128,7 @@ class CausalRun:
     def enter(self, index: int, request: Request) -> Row:
         """A row for a request, in the next slot."""
         prompt = list(request.prompt)
+        self.watch.admit(index)
         self.rows.append(Row(index, self.store.enter(), prompt, len(prompt), request.key, request.length))
         return self.rows[-1]
 
@@ -140,10 +149,14 @@ class CausalRun:
         last = hidden.gather(1, at.expand(-1, 1, hidden.shape[2])) if wanted else hidden
         logits = model.head(last)
         self.forward_seconds += time.perf_counter() - began
-        self.count(rows, [row.prompt_length for row in rows], [row.prompt_length for row in rows], [0] * len(rows))
+        lengths = [row.prompt_length for row in rows]
+        self.count(rows, lengths, lengths, [0] * len(rows), [n * (n + 1) // 2 for n in lengths])
         chosen = self.choose(logits, [row.key for row in rows], ends).tolist()
         for row in rows:
             self.counts["refreshes"][row.request] += 1
+            self.counts["prefills"][row.request] += 1
+            self.counts["predicted"][row.request] += row.prompt_length if wanted and wanted.prompt_logits else 1
+            self.counts["committed"][row.request] += 1
         new = [self.emit(row, first) for row, first in zip(rows, chosen, strict=True)]
         if drafting:
             began = time.perf_counter()
@@ -170,7 +183,10 @@ class CausalRun:
         logits = self.model.head(hidden)
         self.forward_seconds += time.perf_counter() - began
         sizes = [len(tree) for tree in trees]
-        self.count(rows, [1 + n for n in sizes], [c + 1 + n for c, n in zip(starts, sizes, strict=True)], sizes)
+        computed, columns = [1 + n for n in sizes], [c + 1 + n for c, n in zip(starts, sizes, strict=True)]
+        # A node sees the committed columns, its ancestors and itself.
+        pairs = [(c + 1) * (1 + len(tree)) + sum(tree.depths) for c, tree in zip(starts, trees, strict=True)]
+        self.count(rows, computed, columns, sizes, pairs)
         keys = [row.key for row in rows]
         if nodes.width == 1:
             chosen, accepted = self.choose(logits, keys, starts).tolist(), [[True]] * len(rows)
@@ -182,6 +198,8 @@ class CausalRun:
         for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
             path, tokens = tree.walk(accepted[i], chosen[i])
             new.append(self.emit(row, tokens))
+            self.counts["predicted"][row.request] += 1 + sizes[i]
+            self.counts["committed"][row.request] += len(tokens)
             paths.append(path[: len(new[i]) - 1])  # of tokens cut short the last one stands for the choice behind them
             at.append([0, *(node + 1 for node in path)][: len(new[i])])
             if row.request not in self.finished:
@@ -208,14 +226,16 @@ class CausalRun:
             )
         return [tree.upto(row.room) for tree, row in zip(trees, self.rows, strict=True)]
 
-    def count(self, rows: list[Row], computed: list[int], attended: list[int], drafted: list[int]) -> None:
-        """One forward: of each row the positions it computed, the columns they could see, and the drafted nodes."""
+    def count(
+        self, rows: list[Row], computed: list[int], columns: list[int], drafted: list[int], attended: list[int]
+    ) -> None:
+        """One forward: of each row the positions it computed, the columns that they could see, the drafted nodes, and
+        the pairs of a position and a column that it saw."""
         self.forwards += 1
-        for row, n_rows, columns, n_drafted in zip(rows, computed, attended, drafted, strict=True):
+        for row, *counts in zip(rows, computed, columns, drafted, attended, strict=True):
             self.counts["nfe"][row.request] += 1
-            self.counts["rows"][row.request] += n_rows
-            self.counts["columns"][row.request] += columns
-            self.counts["drafted"][row.request] += n_drafted
+            for name, n in zip(("rows", "columns", "drafted", "attended"), counts, strict=True):
+                self.counts[name][row.request] += n
 
     def emit(self, row: Row, tokens: list[int]) -> list[int]:
         """Add tokens to a row, up to its end of text, its limit or a stop string. Returns those that were added."""
@@ -286,14 +306,26 @@ class CausalRun:
         if len(self.finished) < len(self.requests):
             done = len(self.finished)
             raise RuntimeError(f"{done} of {len(self.requests)} rows are finished; take all steps first.")
+        counts, drafts = dict(self.counts), self.drafting
+        rows, sizes = counts["rows"], (counts.pop("predicted"), counts.pop("attended"))
+        operations = [flops(self.spec, *n) for n in zip(rows, *sizes, strict=True)]
+        network = drafts.model if drafts else None
+        known = weight_bytes(self.model) + self.store.nbytes + (weight_bytes(network) if network else 0)
         return Generation.of(
             self.requests,
             [self.finished[i] for i in range(len(self.requests))],
             model=self.model,
             mask_id=UNDECIDED,
             stop=self.settings.stop,
-            counts=self.counts,
+            counts=counts | {"flops": operations},
+            watch=self.watch,
             kv_bytes=self.store.nbytes,
+            peak_bytes=peak_bytes(self.model.device, known),
+            draft_forwards=drafts.forwards if drafts else 0,
+            draft_rows=drafts.positions if drafts else 0,
+            draft_flops=flops(network.spec, *2 * (drafts.positions,), 0) if drafts and network else 0,
+            draft_seconds=self.draft_seconds,
+            lossless=self.rule.lossless if drafts else EXACT,
             forwards=self.forwards,
             seconds=self.seconds,
             forward_seconds=self.forward_seconds,

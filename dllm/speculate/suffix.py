@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any
 
 from dllm.errors import DllmError
 from dllm.speculate.base import Context, Drafter, Drafting, Row, check_counts
@@ -34,7 +32,7 @@ class Suffix(Drafter):
         if not 0 <= self.least <= 1:
             raise DllmError(f"least={self.least!r} is not a probability; give a value from 0 to 1.")
 
-    def start(self, context: Context) -> "Matching":
+    def start(self, _: Context) -> "Matching":
         return Matching(self)
 
 
@@ -98,7 +96,7 @@ class Matching(Drafting):
     def __init__(self, settings: Suffix) -> None:
         self.settings, self.texts, self.answers = settings, dict[int, Trie](), Trie(settings.depth)
 
-    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, hidden: Float[Tensor, "P C"] | None) -> None:
+    def begin(self, row: Row, *_: Any) -> None:
         self.texts[row.request] = Trie(self.settings.depth)
 
     def draft(self, rows: Sequence[Row]) -> list[Tree]:

@@ -77,11 +77,11 @@ class Tree:
         parents = [place[self.parents[node]] for node in keep]
         return Tree([self.tokens[node] for node in keep], parents, None if self.q is None else self.q[keep])
 
-    def walk(self, accepted: Sequence[bool], chosen: Sequence[int]) -> tuple[list[int], list[int]]:
+    def walk(self, accepted: Sequence[int], chosen: Sequence[int]) -> tuple[list[int], list[int]]:
         """The accepted nodes from the root on, and the tokens that this gives: theirs, and one that is chosen.
 
-        accepted: of the root (anything) and every node, whether it may follow its parent; of several siblings the first
-        one is taken. chosen: the token that follows the root and every node, if none of its children is accepted.
+        accepted: of the root (anything) and every node, 1 or 0, whether it may follow its parent; of several siblings
+        the first one is taken. chosen: the token that follows the root and every node, if none of its children does.
         """
         path: list[int] = []
         at = -1
@@ -158,7 +158,7 @@ class Nodes:
         for row, tree in enumerate(self.trees):
             for node, (parent, rank) in enumerate(zip(tree.parents, tree.ranks, strict=True)):
                 found[rank][row][parent + 1] = node + 1
-        return torch.tensor(found, device=self.tokens.device).reshape(-1, *self.tokens.shape)
+        return torch.tensor(found, dtype=torch.long, device=self.tokens.device).reshape(-1, *self.tokens.shape)
 
     def q(self, vocab_size: int) -> Float[Tensor, "B Q V"]:
         """At every node the probabilities that it was drawn from, float64; all on its token where it was not drawn."""

@@ -157,6 +157,13 @@ def test_the_configs_own_values_go_before_the_published_ones(case):
     assert (found.block_length, found.mask_id, found.eos_ids) == (8, 5, (6, 7))
 
 
+def test_a_published_id_that_the_vocabulary_lacks_is_named():
+    with pytest.raises(
+        dllm.DllmError, match=r"the token id 151669, config.json's or else the family's, is beyond .* 61"
+    ):
+        spec(twins.SIZES | {"architectures": ["SDARForCausalLM"]})
+
+
 @pytest.mark.parametrize("value", [0, -4, 2.0, True, "4"])
 def test_a_block_length_that_cannot_be_is_named(value):
     with pytest.raises(dllm.DllmError, match=re.escape(f"block_size={value!r}; it must be a whole number of at least")):

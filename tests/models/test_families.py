@@ -12,6 +12,7 @@ from dllm.cache import full_view
 from dllm.canvas import Span
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
+from dllm.spec import RopeScaling
 
 LLADA_8B = {
     "architectures": ["LLaDAModelLM"],
@@ -71,6 +72,13 @@ DREAM_7B = {
     "eos_token_id": 151643,
     "bos_token_id": 151643,
     "use_cache": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -217,8 +225,8 @@ def test_a_key_that_is_needed_is_named(key, config):
         ({"n_heads": 24}, "d_model=4096, which n_heads=24 does not divide"),
         ({"n_kv_heads": 5}, "32 heads, which 5 key/value heads cannot share"),
         ({"d_model": 96}, "heads 3 wide; rotary positions need an even width"),
-        ({"mask_token_id": 126464}, "names the token id 126464, beyond the vocabulary of 126464"),
-        ({"eos_token_id": [2, 200000]}, "names the token id 200000"),
+        ({"mask_token_id": 126464}, "the token id 126464, .* is beyond the vocabulary of 126464"),
+        ({"eos_token_id": [2, 200000]}, "the token id 200000, config.json's or else the family's"),
     ],
 )
 def test_numbers_that_do_not_fit_together_are_named(changes, message):
@@ -236,7 +244,9 @@ def test_numbers_that_do_not_fit_together_are_named(changes, message):
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types='sliding_attention'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type='linear'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type='llama3'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no 'low_freq_factor'"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor=1.0"),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "factor=0"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type='yarn'"),
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"rope_parameters": "default"}, "rope_parameters='default'"),
@@ -259,6 +269,11 @@ def test_a_causal_model_with_another_network_is_refused_by_the_key(changes, key)
 )
 def test_the_base_of_the_angles_is_read_as_old_and_new_transformers_write_it(changes, theta):
     assert spec(LLAMA | changes).rope_theta == theta
+
+
+def test_llama_3s_slower_angles_are_read():
+    assert spec(LLAMA).rope_scaling is None
+    assert spec(LLAMA | {"rope_scaling": LLAMA3}).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 32.0)
 
 
 def test_what_a_causal_config_says():

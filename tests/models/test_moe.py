@@ -17,7 +17,7 @@ import twins
 from dllm.cache import DualCache, full_view
 from dllm.canvas import Span
 from dllm.models import FAMILIES
-from dllm.models.moe import Mixture, grouped_matmul
+from dllm.models.moe import Mixture, grouped_kernel, grouped_matmul
 from dllm.models.transformer import Transformer
 from dllm.spec import Experts
 
@@ -95,11 +95,12 @@ def test_a_tokens_experts_are_of_few_groups():
     assert max(map(len, groups)) == 2 and set().union(*groups) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("matmul", [grouped_matmul, grouped_kernel])
 @pytest.mark.parametrize("counts", [[5, 0, 3], [0, 0, 8], [8, 0, 0], [1, 1, 1]], ids=str)
-def test_grouped_rows_meet_their_owners_matrix(counts):
+def test_grouped_rows_meet_their_owners_matrix(counts, matmul):
     x, weights = torch.randn(sum(counts), 16), torch.randn(3, 24, 16)
     owners = torch.arange(3).repeat_interleave(torch.tensor(counts))
-    got = grouped_matmul(x, weights, torch.tensor(counts).cumsum(0))
+    got = matmul(x, weights, torch.tensor(counts).cumsum(0))
     torch.testing.assert_close(got, torch.einsum("ni,noi->no", x, weights[owners]))
 
 
@@ -291,6 +292,13 @@ def test_an_answer_does_not_depend_on_the_batch(tiny, sampler):
     together = dllm.generate(model, cases.PROMPTS, sampler, **cases.SHAPE)
     alone = [dllm.generate(model, [prompt], sampler, **cases.SHAPE).completions[0] for prompt in cases.PROMPTS]
     assert together.completions == alone
+
+
+def test_a_mixture_in_blocks_decodes_the_same_from_the_exact_cache():
+    ours = pair("llada2")[1].double()
+    ours.spec = replace(ours.spec, block_length=4)
+    runs = [dllm.generate(ours, cases.PROMPTS, cache=cache, **cases.SHAPE) for cache in ("none", "exact")]
+    assert runs[0].completions == runs[1].completions and runs[1].rows.sum() < runs[0].rows.sum()
 
 
 def published(config: dict) -> tuple[Transformer, dict[str, Tensor]]:

@@ -12,6 +12,14 @@ from dllm.cache import DualCache, full_view
 from dllm.canvas import Span
 from dllm.models.transformer import Transformer, rotate, rotation
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 CASES = {
     "llama": ("Llama", {}),
     "one head each": ("Llama", {"num_key_value_heads": 4}),
@@ -20,6 +28,7 @@ CASES = {
     "biases": ("Qwen2", {}),
     "q and k norms": ("Qwen3", {}),
     "wide heads": ("Qwen3", {"head_dim": 20}),
+    "slower angles": ("Llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 256}),
 }
 
 

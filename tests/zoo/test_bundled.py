@@ -25,7 +25,7 @@ def n_right(made):
 
 
 def test_there_is_one_of_each_family():
-    assert [folder.name for folder in MODELS] == ["tiny-ar", "tiny-dream", "tiny-llada"]
+    assert [folder.name for folder in MODELS] == ["tiny-ar", "tiny-ar-draft", "tiny-dream", "tiny-llada"]
     files = [file for folder in MODELS for file in folder.iterdir()]
     assert sum(file.stat().st_size for file in files) < 40e6
 
@@ -48,10 +48,20 @@ def test_it_copies_and_reverses_lists(folder, sampler):
     assert sampler == "static" or made.tokens_per_forward > 2
 
 
-@each(CAUSAL)
-def test_a_causal_one_copies_and_reverses_lists(folder):
-    made = dllm.generate_causal(dllm.load(folder, device="cpu"), [p.question for p in EASY], gen_length=32)
-    assert n_right(made) >= 14
+def test_the_causal_one_copies_and_reverses_lists():
+    made = dllm.generate_causal(dllm.load("tiny-ar", device="cpu"), [p.question for p in EASY], gen_length=32)
+    assert n_right(made) == len(EASY)
+
+
+def test_its_small_relative_drafts_for_it():
+    """A quarter of the parameters, and of the tokens that it drafts by fours more than half come true."""
+    model, small = (dllm.load(name, device="cpu") for name in ("tiny-ar", "tiny-ar-draft"))
+    asked = [p.question for p in tasks.problems("math", 16)]
+    plain = dllm.generate_causal(model, asked, gen_length=64)
+    drafted = dllm.generate_causal(model, asked, draft=small, k=4, gen_length=64)
+    assert drafted.completions == plain.completions
+    assert small.spec.n_parameters < 0.25 * model.spec.n_parameters
+    assert drafted.accepted > 0.5 and 2 * drafted.nfe.sum() < plain.nfe.sum()
 
 
 @each([folder for folder in MODELS if folder.name in ("tiny-dream", "tiny-llada")])
