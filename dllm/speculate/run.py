@@ -297,7 +297,7 @@ class CausalRun:
         confidence = precise.softmax(-1).gather(-1, after.clamp(min=0)[..., None]).squeeze(-1)
         before = torch.full_like(after, UNDECIDED)
         requests, seconds = [row.request for row in emitted.rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, span, before, after, confidence, seconds, UNDECIDED)
+        step = Step(self.forwards - 1, requests, span, before, after, after, confidence, seconds, UNDECIDED)
         for observer in self.observers:
             observer(step)
         return step
