@@ -22,7 +22,7 @@ from dllm.evaluate.tasks import make
 
 ray = pytest.importorskip("ray")
 N = 12
-METHOD = {"sampler": "threshold", "cache": "dual", "gen_length": 32, "batch_size": 1}
+METHOD = {"sampler": "threshold", "gen_length": 32, "batch_size": 1}
 
 
 @pytest.fixture(scope="module")

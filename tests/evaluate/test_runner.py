@@ -21,7 +21,7 @@ from dllm.evaluate.store import Store, append
 from dllm.evaluate.tasks import Question, make
 
 N = 9
-METHOD = {"sampler": "threshold", "cache": "dual", "gen_length": 32, "batch_size": 2}
+METHOD = {"sampler": "threshold", "gen_length": 32, "batch_size": 2}
 ARGUMENTS = ["eval", "--model", "tiny-llada", "--device", "cpu", "--task", "lists", "--limit", str(N), "--dtype",
              "float64", "--gen_length", "32", "--batch_size", "2"]  # fmt: skip
 KILLED = """
