@@ -19,6 +19,7 @@ from dllm.causal import generate_causal
 from dllm.errors import DllmError
 from dllm.generation import token_ids
 from dllm.models.transformer import Transformer
+from dllm.speculate.heads import fingerprint
 from dllm.weights import line
 from dllm.zoo import tasks
 
@@ -66,8 +67,6 @@ class Source:
     def encoded(self, model: Transformer, split: str, n: int) -> Iterator[list[Text]]:
         """Parts of texts as token ids."""
         pairs = list(self.pairs(split, n))
-        if not pairs:
-            raise DllmError(f"{self.data} has no lines to {split} on; it needs {HELD_OUT} or more.")
         for first in range(0, len(pairs), PART):
             some = pairs[first : first + PART]
             prompts = [token_ids(model, prompt, True) for prompt, _ in some]
@@ -102,10 +101,15 @@ def states(model: Transformer, texts: Sequence[Text], rows: int = 16) -> dict[st
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def cached(source: Source, model: Transformer, name: str, split: str, n: int, folder: Path) -> list[Path]:
-    """The files of a split's states, those that are missing computed now. Raises DllmError if others lie there."""
+def cached(
+    source: Source, model: Transformer, split: str, n: int, folder: Path, of: Transformer | None = None
+) -> list[Path]:
+    """The files of a split's states, those that are missing computed now. Raises DllmError if others lie there.
+
+    of: the model whose states these are where it is not the one that answers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    told, facts = folder / "source.json", vars(source) | {"target": name}
+    told, facts = folder / "source.json", vars(source) | {"target": fingerprint(of or model)}
     if not told.exists():
         (folder / "source.json.tmp").write_text(json.dumps(facts))
         os.replace(folder / "source.json.tmp", told)
@@ -114,12 +118,14 @@ def cached(source: Source, model: Transformer, name: str, split: str, n: int, fo
             f"{folder} holds the states of another run ({told.read_text()}); remove it, or give another --states."
         )
     count = -(-sum(1 for _ in source.pairs(split, n)) // PART)
+    if not count:
+        raise DllmError(f"{source.data} has no lines to {split} on; it needs {HELD_OUT} or more.")
     files = [folder / f"{split}-{i:04d}.safetensors" for i in range(count)]
     if all(file.exists() for file in files):
         return files
     for file, texts in zip(files, source.encoded(model, split, n), strict=True):
         if not file.exists():
-            save_file(states(model, texts), f"{file}.tmp")
+            save_file(states(of or model, texts), f"{file}.tmp")
             os.replace(f"{file}.tmp", file)
             print(json.dumps({"states": file.name}), flush=True)
     return files

@@ -1,8 +1,8 @@
 """Train draft heads for a causal model: python scripts/train_medusa.py tiny-ar --kind hydra --distill
 
 The model stays as it is. Its last hidden states are computed once; then the heads learn from them (Medusa-1,
-arXiv:2401.10774; Hydra, arXiv:2402.05109). Everything follows from the recipe. The run writes where it stands after every part of the data and
-goes on from there when started again.
+arXiv:2401.10774; Hydra, arXiv:2402.05109). Everything follows from the recipe. The run writes where it stands after
+every part of the data and goes on from there when started again.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -42,7 +43,7 @@ class Recipe:
     kind: str = "medusa"
     n_heads: int = 3
     seed: int = 0
-    epochs: int = 5
+    epochs: int = 8
     rows: int = 512
     """Places in a batch."""
     learning_rate: float = 5e-3
@@ -120,7 +121,7 @@ class Trainer:
 
     def train_part(self, hidden: Tensor, following: Tensor, order: Tensor) -> float:
         """One pass over a part's places in this order. Returns the mean loss."""
-        total, batches = 0.0, order.to(hidden.device).split(self.recipe.rows)
+        total, batches = 0.0, torch.split(order.to(hidden.device), self.recipe.rows)
         for batch in batches:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate * self.rate()
@@ -179,7 +180,7 @@ How often the first, second, ... guess of each head is the true token on {held_o
 
 {texts} texts, {answers}, {epochs} epochs, {minutes:.1f} minutes on {device}, seed {seed}. Repeat with
 
-    {command}
+    python scripts/train_medusa.py {command}
 """
 
 
@@ -188,7 +189,7 @@ def card(recipe: Recipe, source: Source, trainer: Trainer, config: dict[str, Any
     device = trainer.model.device
     rows = [f"| {k} | " + " | ".join(f"{p:.3f}" for p in row[:4]) + " |" for k, row in enumerate(config["accuracy"], 1)]
     return CARD.format(
-        **asdict(recipe) | {"model": Path(source.model).name, "texts": f"{source.texts:,}"},
+        **asdict(recipe) | {"model": Path(source.model).name, "texts": f"{config['texts']:,}"},
         also=" and the guesses before theirs" if recipe.kind == "hydra" else "",
         given=", given the true tokens before it" if recipe.kind == "hydra" else "",
         size=sum(p.numel() for p in trainer.heads.parameters()) / 1e6,
@@ -206,8 +207,8 @@ def main() -> None:
     parser.add_argument("model", help="a bundled name, a folder or a hub id")
     parser.add_argument("--kind", choices=KINDS, default="medusa")
     parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--texts", type=int, default=3000, help="to train on")
-    parser.add_argument("--held-out", type=int, default=512, help="texts to measure on")
+    parser.add_argument("--texts", type=int, default=4000, help="to train on")
+    parser.add_argument("--held-out", type=int, default=256, help="texts to measure on")
     parser.add_argument("--data", help='JSON lines, each {"prompt": "...", "answer": "..."}; default the bundled tasks')
     parser.add_argument("--distill", action="store_true", help="train on the model's own greedy answers")
     parser.add_argument("--gen-length", type=int, default=128, help="most tokens of these")
@@ -243,24 +244,22 @@ def train(options: argparse.Namespace) -> None:
         )
     source = Source(options.model, options.seed, options.texts, options.data, options.distill, options.gen_length)
     recipe = Recipe(options.kind, options.heads, options.seed, options.epochs, options.rows, options.learning_rate)
-    name, states = fingerprint(model), options.states or folder / "states"
-    files = cached(source, model, name, "train", options.texts, states)
-    held_out = cached(source, model, name, "test", options.held_out, states)
+    states = options.states or folder / "states"
+    files = cached(source, model, "train", options.texts, states)
+    held_out = cached(source, model, "test", options.held_out, states)
     trainer = Trainer(model, recipe, files, folder)
     trainer.train()
     seen = (load_file(file)["next"].tolist() for file in files)
     config = {
-        "target": name,
-        "held_out": options.held_out,
+        "target": fingerprint(model),
+        "held_out": sum(1 for _ in source.pairs("test", options.held_out)),
+        "texts": sum(1 for _ in source.pairs("train", options.texts)),
         "accuracy": accuracy(model, trainer.heads.eval(), held_out),
         "frequent": frequent(seen, model.spec.eos_ids),
         "recipe": asdict(recipe) | asdict(source) | {"seconds": round(trainer.seconds)},
     }
     save(trainer.heads, folder, config)
-    words = [word for word in sys.argv[1:] if not word.startswith(("--out", "--states", "--device", "--threads"))]
-    (folder / "README.md").write_text(
-        card(recipe, source, trainer, config, f"python scripts/train_medusa.py {' '.join(words)}")
-    )
+    (folder / "README.md").write_text(card(recipe, source, trainer, config, shlex.join(sys.argv[1:])))
     print(json.dumps({"accuracy": [row[:4] for row in config["accuracy"]], "seconds": round(trainer.seconds)}))
 
 

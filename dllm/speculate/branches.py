@@ -28,7 +28,7 @@ class Branches(Drafter):
     """
 
     model: Any = None
-    """A bundled name, a folder, a hub id, or a model that is open already; autoregressive, with the target's tokenizer."""
+    """A bundled name, a folder, a hub id, or an open model; autoregressive and of the target's tokenizer."""
     budget: int = 16
     """Nodes of a tree."""
     depth: int = 5
@@ -54,7 +54,7 @@ class Branching(Drafting):
         self.store = CausalStore(model, context.n_rows, context.length + settings.budget)
         self.known: list[int] = []
 
-    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, hidden: Float[Tensor, "P C"] | None) -> None:
+    def begin(self, row: Row, *_: Any) -> None:
         prompt = torch.tensor([row.tokens[: row.prompt_length]], device=self.model.device)
         with torch.no_grad():
             self.store.begin([self.store.enter()], prompt)

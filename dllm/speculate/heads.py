@@ -1,4 +1,4 @@
-"""Heads on a model's last hidden state that guess the tokens behind its next one: Medusa-1's and Hydra's, and their files.
+"""Heads on a model's last hidden state that guess the tokens behind its next one, Medusa-1's and Hydra's; their files.
 
 Medusa (arXiv:2401.10774), Hydra (arXiv:2402.05109). Shape letters: N places in texts, C hidden size, V vocabulary.
 """
@@ -63,7 +63,7 @@ def fingerprint(model: Any) -> str:
 
 
 def save(heads: Heads, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write the heads and what they are, each file replaced at once. facts: "target", "accuracy" and what else is told."""
+    """Write the heads and what they are, each file replaced at once. facts: "target", "accuracy" and more to tell."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().to("cpu", dtype) for name, value in heads.named_parameters()}
     known = {"kind": heads.kind, "n_heads": heads.n_heads, "hidden_size": heads.hidden_size}
@@ -110,10 +110,11 @@ def load(folder: Path, model: Any) -> Heads:
             f"({fingerprint(model)}); train heads for this model with scripts/train_medusa.py."
         )
     heads = Heads(config["n_heads"], config["hidden_size"], config["kind"] == "hydra").requires_grad_(False)
+    heads.to(model.device, model.dtype)
     with opened(folder / WEIGHTS) as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is not a dict
     expected = {name: tuple(p.shape) for name, p in heads.named_parameters()}
     if {name: tuple(value.shape) for name, value in stored.items()} != expected:
         raise DllmError(f"{folder / WEIGHTS} holds other tensors than its {CONFIG} says; train the heads anew.")
     heads.load_state_dict(stored)
-    return heads.to(model.device, model.dtype).eval()
+    return heads.eval()

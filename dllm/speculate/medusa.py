@@ -52,6 +52,8 @@ class Medusa(Drafter):
         made = files.load(folder, context.model)
         head = context.model.head
         if self.vocab is not None:
+            if not config.get("frequent"):
+                raise DllmError(f"the heads in {folder} tell no frequent tokens; leave out vocab=, or train them anew.")
             head = trim_head(head, config["frequent"][: self.vocab])
         return AskingHeads(context, made, head, template(config["accuracy"], self.budget))
 
@@ -107,18 +109,11 @@ class AskingHeads(Drafting):
         self.last: dict[int, Float[Tensor, " C"]] = {}
         """The hidden state of every request's last computed token."""
 
-    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, hidden: Float[Tensor, "P C"] | None) -> None:
+    def begin(self, row: Row, _: Tensor | None, hidden: Float[Tensor, "P C"] | None) -> None:
         assert hidden is not None
         self.last[row.request] = hidden[-1]
 
-    def observe(
-        self,
-        row: Row,
-        tree: Tree,
-        logits: Float[Tensor, "Q V"],
-        hidden: Float[Tensor, "Q C"] | None,
-        path: list[int],
-    ) -> None:
+    def observe(self, row: Row, _: Tree, __: Tensor, hidden: Float[Tensor, "Q C"] | None, path: list[int]) -> None:
         assert hidden is not None
         self.last[row.request] = hidden[path[-1] + 1 if path else 0]
 

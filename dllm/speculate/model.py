@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from dllm.cache.causal import CausalStore
 from dllm.errors import DllmError
-from dllm.loading import load
 from dllm.models.transformer import Transformer
 from dllm.noise import OWN
 from dllm.speculate.base import Context, Drafter, Drafting, Row, check_counts
 from dllm.speculate.choose import following
+from dllm.speculate.partner import fit, partner
+from dllm.speculate.stop import StopHead, likely, load_stop
 from dllm.speculate.tree import Tree
 
 
@@ -27,9 +29,17 @@ class ModelDrafter(Drafter):
 
     model: Any
     k: int = 5
+    stop: float | None = None
+    """Stop a draft behind the token with which its chance to be accepted falls below this; None: always k tokens."""
+    stop_head: str | None = None
+    """Folder of a head that tells the chance (SpecDec++, arXiv:2405.19715). None: the drafted tokens' probabilities."""
 
     def __post_init__(self) -> None:
         check_counts(self, "k")
+        if self.stop is not None and not 0 < self.stop < 1:
+            raise DllmError(f"stop={self.stop!r} of ModelDrafter must be a probability between 0 and 1, or none.")
+        if self.stop_head is not None and self.stop is None:
+            raise DllmError("stop_head tells a chance, but not which one is too low; give stop=, as 0.7, as well.")
         if not isinstance(self.model, str | Transformer):
             raise DllmError(f"model={type(self.model).__name__} cannot draft; give what dllm.load opened, or its name.")
 
@@ -38,35 +48,19 @@ class ModelDrafter(Drafter):
         return f"ModelDrafter({name}, k={self.k})"
 
     def start(self, context: Context) -> "Chaining":
-        model, target = self.model, context.model
-        if isinstance(model, str):
-            model = load(model, device=target.device, dtype=target.dtype)
-        check_drafter(model, target)
-        return Chaining(model, self.k, context)
-
-
-def check_drafter(model: Transformer, target: Transformer) -> None:
-    """Raise DllmError unless `model` can draft for `target`: causal, and of the same vocabulary."""
-    if model.spec.attention != "causal":
-        raise DllmError("the drafting model fills masks; give a causal one, or a drafter that is made for it.")
-    if model.spec.vocab_size != target.spec.vocab_size:
-        raise DllmError(
-            f"the drafting model has a vocabulary of {model.spec.vocab_size} tokens and the target one of "
-            f"{target.spec.vocab_size}; take a drafting model of the target's family, or draft='ngram'."
-        )
-    if model.tokenizer and target.tokenizer and model.tokenizer.get_vocab() != target.tokenizer.get_vocab():
-        raise DllmError(
-            "the drafting model's tokenizer names other tokens than the target's; take a drafting model of the "
-            "target's family, or draft='ngram'."
-        )
+        model = partner(self.model, context.model, "model")
+        if model.spec.attention != "causal":
+            raise DllmError("the drafting model fills masks; give a causal one, or draft with it by diffusion:model=.")
+        head = None if self.stop_head is None else load_stop(Path(self.stop_head).expanduser(), model)
+        return Chaining(model, self, head, context)
 
 
 class Chaining(Drafting):
     """A small model at work, with a store of its own whose rows have the same slots as the target's."""
 
-    def __init__(self, model: Transformer, k: int, context: Context) -> None:
-        self.model, self.k, self.context = model, k, context
-        self.store = CausalStore(model, context.n_rows, context.length + k)
+    def __init__(self, model: Transformer, settings: ModelDrafter, head: StopHead | None, context: Context) -> None:
+        self.model, self.settings, self.head, self.context = model, settings, head, context
+        self.store = CausalStore(model, context.n_rows, context.length + settings.k)
         self.known: list[int] = []
         """Of every slot, how many of the row's tokens are computed."""
 
@@ -77,40 +71,48 @@ class Chaining(Drafting):
         self.count(1, len(tokens))
 
     def draft(self, rows: Sequence[Row]) -> list[Tree]:
-        k = min(self.k, max(row.room for row in rows))
+        k = min(self.settings.k, max(row.room for row in rows))
         if k < 1:
             return [Tree()] * len(rows)
         starts = [len(row.tokens) - 1 for row in rows]
-        tokens, q = self.first(rows, starts)
-        drafted, qs = [tokens], [q]
-        for step in range(1, k):
-            states = self.store.extend([start + step for start in starts], tokens)
-            self.count(*tokens.shape)
-            tokens, q = self.choose(states, rows, [start + step for start in starts])
+        states, drafted, qs = self.catch_up(rows), list[Tensor](), list[Tensor]()
+        chance, lengths = torch.ones(len(rows), device=states.device), torch.full((len(rows),), k, device=states.device)
+        for step in range(k):
+            if step:
+                states = self.store.extend([start + step for start in starts], drafted[-1])
+                self.count(*drafted[-1].shape)
+            hidden = self.model.norm(states)
+            tokens, q = self.choose(hidden, rows, [start + step for start in starts])
             drafted.append(tokens)
             qs.append(q)
-        self.known = [start + k for start in starts]
-        chains = torch.cat(drafted, 1).tolist()
+            if self.settings.stop is not None:
+                chance = chance * likely(self.head, self.model, hidden[:, 0], q[:, 0], tokens[:, 0])
+                over = chance < self.settings.stop
+                lengths = torch.where(over, lengths.clamp(max=step + 1), lengths)
+                if over.all():
+                    break
+        self.known = [start + len(drafted) for start in starts]
+        chains = [chain[:n] for chain, n in zip(torch.cat(drafted, 1).tolist(), lengths.tolist(), strict=True)]
         if self.context.coupled:
             return [Tree.chain(chain) for chain in chains]
-        return [Tree.chain(chain, q) for chain, q in zip(chains, torch.cat(qs, 1), strict=True)]
+        return [Tree.chain(chain, q[: len(chain)]) for chain, q in zip(chains, torch.cat(qs, 1), strict=True)]
 
-    def first(self, rows: Sequence[Row], starts: list[int]) -> tuple[Tensor, Tensor]:
-        """Compute what each row's model has not seen, up to the root, and draw the first drafts."""
+    def catch_up(self, rows: Sequence[Row]) -> Tensor:
+        """Compute what each row's model has not seen, up to the root. Returns the roots' states (B, 1, C)."""
         lacking = [row.tokens[n:] for row, n in zip(rows, self.known, strict=True)]
         widest = max(map(len, lacking))
         filled = torch.tensor([more + [0] * (widest - len(more)) for more in lacking], device=self.model.device)
         states = self.store.extend(self.known, filled)
         self.count(*filled.shape)
         last = torch.tensor([len(more) - 1 for more in lacking], device=states.device)[:, None, None]
-        return self.choose(states.gather(1, last.expand(-1, 1, states.shape[2])), rows, starts)
+        return states.gather(1, last.expand(-1, 1, states.shape[2]))
 
-    def choose(self, states: Tensor, rows: Sequence[Row], starts: list[int]) -> tuple[Tensor, Tensor]:
-        """The tokens behind the columns `starts` (B, 1), and what they were drawn from (B, 1, V)."""
-        logits, choose = self.model.head(self.model.norm(states)), self.context.choose
-        keys = [row.key for row in rows]
+    def choose(self, hidden: Tensor, rows: Sequence[Row], starts: list[int]) -> tuple[Tensor, Tensor]:
+        """The tokens behind the columns `starts` (B, 1), and the probabilities they were drawn from (B, 1, V)."""
+        choose, keys = self.context.choose, [row.key for row in rows]
+        logits = fit(self.model.head(hidden), self.context.model.spec.vocab_size)
         if self.context.coupled:
-            return choose(logits, keys, starts).clamp(min=0), logits
+            return choose(logits, keys, starts).clamp(min=0), choose.drawn(logits).softmax(-1)
         q = choose.probabilities(logits)
         noise = choose.noise(keys, following(starts, 1, logits.device), logits.shape[2], OWN)
         return (q.log() + noise).argmax(-1), q

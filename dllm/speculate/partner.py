@@ -24,8 +24,8 @@ def partner(given: Any, target: Any, drafter: str) -> Any:
     if model.tokenizer is None or target.tokenizer is None:
         if model.spec.vocab_size != target.spec.vocab_size:
             raise DllmError(
-                f"the model of drafter {drafter} has {model.spec.vocab_size} tokens, the target "
-                f"{target.spec.vocab_size}; without tokenizers to compare they must have as many."
+                f"the drafting model has a vocabulary of {model.spec.vocab_size} tokens and the target one of "
+                f"{target.spec.vocab_size}; take a drafting model of the target's family."
             )
         return model
     known = model.tokenizer.get_vocab()
@@ -33,8 +33,8 @@ def partner(given: Any, target: Any, drafter: str) -> Any:
         if known.get(token) != index:
             what = f"token {known[token]}" if token in known else "no token"
             raise DllmError(
-                f"the model of drafter {drafter} has another tokenizer than the target: {token!r} is token {index} of the "
-                f"target and {what} of it; draft with a model of the same vocabulary."
+                f"the drafting model's tokenizer names other tokens than the target's: {token!r} is token {index} "
+                f"of the target and {what} of it; take a drafting model of the target's family."
             )
     return model
 

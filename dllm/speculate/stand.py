@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -69,19 +70,12 @@ class Remembering(Drafting):
     def memory(self, row: Row) -> dict[tuple[int, ...], Memory]:
         return self.memories.setdefault(tuple(row.tokens[: row.prompt_length]), {})
 
-    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, hidden: Float[Tensor, "P C"] | None) -> None:
+    def begin(self, row: Row, logits: Float[Tensor, "P V"] | None, _: Tensor | None) -> None:
         assert logits is not None
         prompt = row.tokens[: row.prompt_length]
         self.remember(row, [prompt[: i + 1] for i in range(len(prompt))], logits)
 
-    def observe(
-        self,
-        row: Row,
-        tree: Tree,
-        logits: Float[Tensor, "Q V"],
-        hidden: Float[Tensor, "Q C"] | None,
-        path: list[int],
-    ) -> None:
+    def observe(self, row: Row, tree: Tree, logits: Float[Tensor, "Q V"], *_: Any) -> None:
         seen = row.tokens[: self.roots[row.request]]
         self.remember(row, [seen, *(seen + way for way in ways(tree))], logits)
 
