@@ -103,6 +103,7 @@ class CausalRun:
 
     def emissions(self) -> Iterator[Emitted]:
         """The forwards, one after the other: new rows enter, then all rows in flight go on together."""
+        self.notify("begin", self)
         while self.waiting or self.rows:
             for rows in self.admit():
                 yield self.seen(self.begin(rows), decoding=False)
@@ -110,6 +111,13 @@ class CausalRun:
             if self.rows:
                 yield self.seen(self.verify(), decoding=True)
                 self.retire()
+        self.notify("end")
+
+    def notify(self, event: str, *about: "CausalRun") -> None:
+        """Tell the observers that want to know that the run begins, or is over."""
+        for observer in self.observers:
+            if listener := getattr(observer, event, None):
+                listener(*about)
 
     def seen(self, emitted: Emitted, decoding: bool) -> Emitted:
         """Note when the tokens of a forward stood. decoding: no row met its prompt in it."""
@@ -296,7 +304,7 @@ class CausalRun:
         confidence = precise.softmax(-1).gather(-1, after.clamp(min=0)[..., None]).squeeze(-1)
         before = torch.full_like(after, UNDECIDED)
         requests, seconds = [row.request for row in emitted.rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, span, before, after, confidence, seconds, UNDECIDED)
+        step = Step(self.forwards - 1, requests, span, before, after, after, confidence, seconds, UNDECIDED)
         for observer in self.observers:
             observer(step)
         return step
