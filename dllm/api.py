@@ -275,7 +275,8 @@ def generate(
 
     prompts: a string (a user's turn where the tokenizer has a chat template), chat messages, token ids, or a list of
     these. sampler, cache: names, with options after a colon ("threshold:threshold=0.8"), or objects; None is the
-    threshold sampler, and the dual cache where the model can use one. observers: called with every `dllm.Step`.
+    threshold sampler, and the dual cache where the model can use one, of a block-causal model the exact cache.
+    observers: called with every `dllm.Step`.
 
     `dllm.Settings` says what the other arguments do. `more` are its remaining fields (top_p, top_k, eotp, mask_id,
     logits_eos_inf, confidence_eos_eot_inf, stop, num_samples), the names of other projects for any of them

@@ -60,6 +60,15 @@ def test_blocks_of_one_predict_what_the_causal_model_predicts(folder):
     torch.testing.assert_close(logits(adapt(folder, block_length=1), tokens), shifted(causal, 1))
 
 
+def test_blocks_of_one_decode_what_the_causal_model_decodes(folder):
+    prompts = [[5, 9, 11], [7], [3, 3, 8, 20]]
+    causal = dllm.generate_causal(dllm.load(folder, device="cpu", dtype="float64"), prompts, gen_length=9)
+    model = adapt(folder, block_length=1, dtype="float64")
+    filled = dllm.generate(model, prompts, "static", cache="none", gen_length=9, block_length=1)
+    for want, got in zip(causal.completions, filled.completions, strict=True):
+        assert got[: len(want)] == want
+
+
 def test_an_adapter_is_merged(folder, tmp_path_factory):
     theirs, adapter = twins.theirs("Qwen2"), tmp_path_factory.mktemp("adapter")
     tensors = {}

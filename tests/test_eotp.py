@@ -7,6 +7,7 @@ import torch
 
 import cases
 from dllm import DllmError, Trace, generate
+from dllm.spec import ModelSpec
 
 ASK = {"gen_length": 24, "block_length": 8, "seed": 0}
 
@@ -18,11 +19,16 @@ def ending(tiny, **spec):
     return tiny(**spec, eos_ids=(max(set(tokens), key=tokens.count), 38))
 
 
-def sightless(model):
-    """The same model with an attention that adds nothing."""
+class Backward(ModelSpec):
+    """A column sees those before it alone, though the model says that its attention is full."""
+
+    def reach(self, columns):
+        return columns
+
+
+def backward(model):
     model = copy.deepcopy(model)
-    for layer in model.layers:
-        layer.out.weight.zero_()
+    model.spec = Backward(**vars(model.spec))
     return model
 
 
@@ -30,8 +36,7 @@ def sightless(model):
 @pytest.mark.parametrize("cache", ["none", "prefix:refresh=3", "dual:refresh=3"])
 @pytest.mark.parametrize("sampler", ["static", "threshold:threshold=0.6", "dparallel:threshold=1.5", "random"])
 def test_what_stands_before_the_end_is_unchanged_where_nobody_looks_behind_it(tiny, sampler, cache, shift):
-    """A model whose attention adds nothing."""
-    model = ending(lambda **spec: sightless(tiny(logits_shift=shift, **spec)))
+    model = ending(lambda **spec: backward(tiny(logits_shift=shift, **spec)))
     whole = generate(model, cases.PROMPTS, sampler, "none", **ASK)
     short = generate(model, cases.PROMPTS, sampler, cache, **ASK, eotp=0.3)
     ended = 0
