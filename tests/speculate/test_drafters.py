@@ -1,4 +1,4 @@
-"""Every drafter changes how many forwards it takes, never a token; and what each one drafts."""
+"""A drafter changes how many forwards it takes, never a token; and what each one drafts."""
 
 from dataclasses import replace
 from itertools import product
@@ -113,7 +113,7 @@ def test_drafts_change_forwards_but_not_tokens(target, plain, folder, name, temp
         assert made.tokens_per_forward > 2
 
 
-def test_these_are_the_two_thousand_cases_of_every_registered_drafter():
+def test_these_are_two_thousand_cases_and_every_registered_drafter_has_some():
     assert len(NAMES) * len(TEMPERATURES) * ROWS >= 2000
     assert {name.split()[0] for name in NAMES} >= set(DRAFTERS)
 
