@@ -68,7 +68,7 @@ def save(heads: Heads, folder: Path, facts: Mapping[str, Any], dtype: torch.dtyp
     tensors = {name: value.detach().to("cpu", dtype) for name, value in heads.named_parameters()}
     known = {"kind": heads.kind, "n_heads": heads.n_heads, "hidden_size": heads.hidden_size}
     save_file(tensors, folder / f"{WEIGHTS}.tmp")
-    (folder / f"{CONFIG}.tmp").write_text(json.dumps(known | dict(facts), indent=1) + "\n")
+    (folder / f"{CONFIG}.tmp").write_text(json.dumps(known | dict(facts)) + "\n")
     for name in (WEIGHTS, CONFIG):
         os.replace(folder / f"{name}.tmp", folder / name)
 
