@@ -14,6 +14,7 @@ from dllm import settings_file
 from dllm.errors import DllmError, unknown
 from dllm.options import convert
 from dllm.settings import ALIASES, NAMES, SAMPLER_ALIASES, Settings
+from dllm.speculate import DRAFTERS, RULES
 
 ALSO = {
     **ALIASES,
@@ -25,6 +26,10 @@ ALSO = {
     "confirm_run_unsafe_code": "allow_code_execution",
 }
 """Names that other projects give to our options."""
+
+
+AGAIN = "again"
+"""What --verify without an accept rule says: decode again, and tell what differs."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +46,8 @@ def read(argv: list[str]) -> argparse.Namespace:
         raise unknown("command", argv[0], commands)
     end = argv.index("--") if "--" in argv else len(argv)
     words = [*map(spelled, argv[:end]), *argv[end:]]
+    if argv[:1] == ["generate"]:
+        words = [word + alone(words[i + 1 : i + 2]) * (word == "--verify") for i, word in enumerate(words)]
     options, rest = parser.parse_known_args(words)
     command = options.__dict__.get("command")
     if command and getattr(options, "settings_file", None):
@@ -73,6 +80,11 @@ def spelled(item: str) -> str:
     name, equals, value = item[2:].partition("=")
     name = name.replace("-", "_")
     return f"--{ALSO.get(name, name)}{equals}{value}"
+
+
+def alone(behind: Sequence[str]) -> str:
+    """What lets --verify stand alone, unless an accept rule stands behind it: what else may is a prompt."""
+    return "" if behind and behind[0].partition(":")[0] in RULES else f"={AGAIN}"
 
 
 def docs(settings: type) -> dict[str, str]:
@@ -171,6 +183,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         for name, sampler in dllm.samplers.owners().items():
             add(f"--{name}", metavar="VALUE", help=f"short for --sampler {sampler}:{name}=VALUE")
         add("--cache", metavar=method, help=f"{caches} [dual; exact for block-causal models]")
+        add("--draft", metavar=method, help=f"what drafts for a causal model: {', '.join(DRAFTERS)} [nothing]")
         add(
             "--settings",
             dest="settings_file",
@@ -179,7 +192,6 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         )
         add(
             "--remasking",
-            default="low_confidence",
             choices=("low_confidence", "random"),
             help="order of the sampler static",
         )
@@ -199,7 +211,14 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add_method(add)
     add("--constraints", metavar='"200:The|201:answer"', help="words that stand in the answer from these columns on")
     add("--no_chat", action="store_true", help="take prompts as raw text, without the chat template")
-    add("--verify", action="store_true", help="decode again one token a step without a cache, and tell what differs")
+    add(
+        "--verify",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="alone: decode again one token a step without cache and drafts, and tell what differs; with "
+        f"{', '.join(RULES)}: how a causal model accepts drafts [match]. Both may be given",
+    )
     add("--trace", type=Path, metavar="FILE", help="write every changed token as a line of JSON, for dllm play")
     add(
         "--pace",
@@ -220,7 +239,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add = command(
         "compare",
         "tiny-llada",
-        "run samplers and caches on the bundled tasks and ParallelBench's; tell right answers, forwards and speed",
+        "run samplers, caches and drafters on the bundled tasks and ParallelBench's; tell right answers and costs",
     ).add_argument
     add(
         "--task",
@@ -228,6 +247,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         metavar="NAMES",
         help=f"with commas between: {', '.join([*TASKS, *PARALLELBENCH])} [math]",
     )
+    add("--models", metavar="NAMES", help="several models, with commas between, on the same problems")
     add("--n", default="100", metavar="INT", help="problems of each task [100]")
     add(
         "--samplers",
@@ -235,8 +255,19 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         metavar="NAMES",
         help=f"with commas between, options as for generate, or all: {samplers} [%(default)s]",
     )
-    add("--caches", default="none,prefix,dual", metavar="NAMES", help=f"likewise: {caches} [%(default)s]")
-    add("--csv", type=Path, metavar="FILE", help="write the table")
+    add(
+        "--caches",
+        metavar="NAMES",
+        help=f"likewise: {caches} [none,prefix,dual; of block-causal models none,exact]",
+    )
+    add(
+        "--drafters",
+        default="ngram,recycling,suffix",
+        metavar="NAMES",
+        help=f"likewise, for causal models, beside none: {', '.join(DRAFTERS)} [%(default)s]",
+    )
+    add("--verify", default="match", metavar="RULE", help=f"how these accept drafts: {', '.join(RULES)} [match]")
+    add("--csv", type=Path, metavar="FILE", help="write the table and more figures")
     add("--png", type=Path, metavar="FILE", help="plot right answers against tokens per forward and second")
     add_settings(
         commands.choices["compare"], [n for n in NAMES if n not in ("stop", "num_samples")], gen_length=64, seed=0
@@ -255,6 +286,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
         help="for results_*.json and samples_*.jsonl; one that all ranks share [%(default)s]",
     )
     add_method(add)
+    add("--verify", metavar="RULE", help=f"how a causal model accepts drafts: {', '.join(RULES)} [match]")
     # The protocol of the task sets what is not given here.
     add_settings(commands.choices["eval"], NAMES, **dict.fromkeys(NAMES))
 

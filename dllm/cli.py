@@ -7,7 +7,6 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,16 @@ from rich.console import Console
 
 import dllm
 from dllm.api import choose_cache, choose_sampler
-from dllm.arguments import constraints_of, listed, read, settings_of
-from dllm.doctor import conditions, examine, lines
+from dllm.arguments import AGAIN, constraints_of, listed, read, settings_of
+from dllm.causal import CAUSAL_NAMES
+from dllm.doctor import conditions, config_of, examine, lines
 from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
+from dllm.metrics import DERIVED
 from dllm.options import convert, parts
-from dllm.verify import finished, plain
+from dllm.settings import Settings
+from dllm.speculate.run import CausalRun
+from dllm.verify import against_plain
 
 TASK_OPTIONS = ("protocol", "data", "shots", "allow_code_execution")
 """What `dllm eval` hands to the task that it asks."""
@@ -57,41 +60,70 @@ def generate(options: Namespace) -> int:
     """A terminal shows the canvas being denoised; a pipe gets the answers, and stderr the figures."""
     prompts, settings, pace = prompts_of(options), settings_of(options), convert("pace", options.pace, float)
     short = {name: getattr(options, name) for name in dllm.samplers.owners()}
-    sampler, cache = choose_sampler(options.sampler, options.remasking, short), choose_cache(options.cache, {})
-    trace = dllm.Trace()
+    sampler = choose_sampler(options.sampler, options.remasking or "low_confidence", dict(short))
+    cache = choose_cache(options.cache, {})
+    named = any(value is not None for value in (options.sampler, options.remasking, *short.values()))
+    dllm.speculate.rule(rule := next((name for name in options.verify if name != AGAIN), "match"))
+    trace, chat = dllm.Trace(), not options.no_chat
     with replacing(options.trace) as trace_file:
-        run = dllm.stream(
-            model := load(options),
-            prompts,
-            sampler,
-            cache,
-            chat=not options.no_chat,
-            constraints=constraints_of(options.constraints),
-            observers=[trace] if trace_file else [],
-            **settings,
-        )
+        model, observers = load(options), [trace] if trace_file else []
+        run: dllm.Run | CausalRun
+        if model.spec.attention == "causal":
+            refuse(options, model, "sampler", "cache", "remasking", "constraints", *short)
+            settings = {n: v for n, v in settings.items() if n in CAUSAL_NAMES or v != getattr(Settings, n)}
+            run = dllm.stream_causal(
+                model, prompts, options.draft, verify=rule, chat=chat, observers=observers, **settings
+            )
+        else:
+            refuse(options, model, "draft", *["verify"] * (options.verify not in ([], [AGAIN])))
+            given = constraints_of(options.constraints)
+            run = dllm.stream(
+                model,
+                prompts,
+                sampler if named else None,
+                cache,
+                chat=chat,
+                constraints=given,
+                observers=observers,
+                **settings,
+            )
         live = sys.stdout.isatty() and not options.json
         watch(run, pace if live else None)
         done = run.result()
-        checked = dllm.Verification(done, finished(plain(run))) if options.verify else None
-        used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": not options.no_chat}
-        used["sampler"] = parts(run.sampler, dllm.samplers.SAMPLERS)
+        checked = against_plain(run) if AGAIN in options.verify else None
+        used = conditions(model, options.model) | settings | {"seed": done.seed, "chat": chat} | told(run)
         used["constraints"] = options.constraints
-        used["cache"] = parts(run.cache, dllm.cache.CACHES)
         if trace_file:
             trace.to_json(trace_file, run, **used)
     if options.json:
         verified = checked.record() if checked else {}
         print(json.dumps(record(done) | verified | {"settings": used}))
     else:
-        drawn = settings["temperature"] > 0 or run.sampler.needs().noise
+        drawn = settings["temperature"] > 0 or (isinstance(run, dllm.Run) and run.sampler.needs().noise)
         show(done, live, f", seed {done.seed}" if drawn else "")
         if checked:
             Console(stderr=not live, highlight=False).print(str(checked), style="dim", soft_wrap=True)
     return 0
 
 
-def watch(run: dllm.Run, pace: float | None) -> None:
+def refuse(options: Namespace, model: Any, *names: str) -> None:
+    """Raise DllmError for options that are for the other kind of model."""
+    for name in names:
+        if (value := getattr(options, name)) not in (None, []):
+            kind = "decodes token by token" if model.spec.attention == "causal" else "fills masks"
+            text = " --verify ".join(value) if isinstance(value, list) else value
+            raise DllmError(f"--{name} {text} does not apply to {options.model}, which {kind}; leave it out.")
+
+
+def told(run: dllm.Run | CausalRun) -> dict[str, Any]:
+    """The method of a run as JSON has it."""
+    if isinstance(run, CausalRun):
+        drafter = run.drafter and parts(run.drafter, dllm.speculate.DRAFTERS)
+        return {"draft": drafter, "verify": parts(run.rule, dllm.speculate.RULES)}
+    return {"sampler": parts(run.sampler, dllm.samplers.SAMPLERS), "cache": parts(run.cache, dllm.cache.CACHES)}
+
+
+def watch(run: dllm.Run | CausalRun, pace: float | None) -> None:
     """Take all steps, with a pace live on the screen."""
     if pace is None:
         for _ in run:
@@ -124,10 +156,22 @@ def show(done: Generation, live: bool, seed: str) -> None:
 
 def record(done: Generation) -> dict[str, Any]:
     """A generation as JSON has it: lists with an entry for each answer, and figures for all together."""
-    lists = {"text": done.texts, "tokens": done.completions, "nfe": done.nfe.tolist()}
-    lists |= {name: getattr(done, name).tolist() for name in ("answer_tokens", "rows", "columns", "refreshes", "steps")}
-    figures = ("forwards", "tokens_per_forward", "tokens_per_second", "seconds", "reused", "accepted", "kv_bytes")
-    return lists | {name: getattr(done, name) for name in figures}
+    lists = {"text": done.texts, "tokens": done.completions}
+    names = (
+        "nfe",
+        "prefills",
+        "answer_tokens",
+        "generated_tokens",
+        "committed",
+        "rows",
+        "columns",
+        "refreshes",
+        "steps",
+    )
+    lists |= {name: getattr(done, name).tolist() for name in (*names, "drafted", "first_seconds")}
+    figures = ("forwards", "seconds", "draft_forwards", "draft_seconds", "kv_bytes", "peak_bytes", "lossless")
+    derived = {name: getattr(done.totals, name) for name in DERIVED}
+    return lists | {name: getattr(done, name) for name in figures} | derived
 
 
 def play(options: Namespace) -> int:
@@ -148,26 +192,38 @@ def compare(options: Namespace) -> int:
 
     settings, n = settings_of(options), convert("n", options.n, int)
     samplers = [*dllm.samplers.SAMPLERS] if options.samplers == "all" else listed(options.samplers)
-    caches = [*dllm.cache.CACHES] if options.caches == "all" else listed(options.caches)
-    tasks, pairs = listed(options.task), grid.pairs(samplers, caches)
-    asked = grid.questions(tasks, n, settings["seed"] or 0)
+    tasks, pairs = listed(options.task), dict[str, list[grid.Pair]]()
+    for kind, usual in grid.CACHES.items():
+        caches = [*dllm.cache.CACHES] if options.caches == "all" else listed(options.caches or usual)
+        pairs[kind] = grid.pairs(samplers, caches)
+    drafted, names = grid.drafted(listed(options.drafters)), listed(options.models or options.model)
+    dllm.speculate.rule(options.verify)
+    asked, cells = grid.questions(tasks, n, settings["seed"] or 0), list[grid.Cell]()
     with replacing(options.csv) as csv_file, replacing(options.png) as png_file:
-        model = load(options)
-        pairs, reasons = grid.legal(model, pairs, **settings)
-        for reason in reasons:
-            print(reason, file=sys.stderr)
-        cells = grid.run(model, asked, pairs, Console(stderr=True), **settings)
-        used = conditions(model, options.model) | {"tasks": tasks, "n": len(asked)} | settings
+        for name in names:
+            model = load(options, name)
+            kind = model.spec.attention
+            chosen = drafted if kind == "causal" else pairs.get(kind, pairs["full"])
+            chosen, reasons = grid.legal(model, chosen, verify=options.verify, **settings)
+            for reason in reasons:
+                print(reason, file=sys.stderr)
+            cells += grid.run(model, asked, chosen, Console(stderr=True), name, verify=options.verify, **settings)
+        cells = [cell for own in grid.by_task(cells).values() for cell in own]
+        for line in grid.unequal(cells):
+            print(line, file=sys.stderr)
+        used = (
+            conditions(model, ", ".join(names)) | {"tasks": tasks, "n": len(asked), "verify": options.verify} | settings
+        )
         if csv_file:
             grid.to_csv(cells, used, csv_file)
         if png_file:
             grid.to_png(cells, used, png_file)
     if options.json:
-        rows = [asdict(cell) for cell in cells]
+        rows = [cell.record() for cell in cells]
         print(json.dumps({"rows": rows, "aup": grid.areas(cells), "conditions": used}))
     else:
         piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        out = Console(highlight=False, width=110 if piped else None)
+        out = Console(highlight=False, width=120 if piped else None)
         out.print(grid.table(cells))
         told = ", ".join(f"{task} {area:.0f}" for task, area in grid.areas(cells).items())
         out.print(f"AUP of the front (accuracy in % under tokens per forward): {told}", soft_wrap=piped)
@@ -183,7 +239,7 @@ def evaluate(options: Namespace) -> int:
     limit = None if options.limit is None else convert("limit", options.limit, int)
     task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
     decoding = decoding_of(options)
-    method = answers.Method.of(task, **decoding)
+    method = answers.method_of(config_of(options.model)[0].attention == "causal", task, **decoding)
     if options.ray is not None:
         return evaluate_on_ray(options, task, method, limit, world_size)
     if world_size > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
@@ -229,8 +285,9 @@ def decoding_of(options: Namespace) -> dict[str, Any]:
     names = [name for name in options.settings if getattr(options, name) not in (None, [])]
     options.settings = names
     short = {name: value for name in dllm.samplers.owners() if (value := getattr(options, name)) is not None}
-    chosen = {name: getattr(options, name) for name in ("sampler", "cache", "remasking")}
-    return chosen | settings_of(options) | short
+    chosen = {name: getattr(options, name) for name in ("sampler", "cache", "remasking", "draft", "verify")}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return given | settings_of(options) | short
 
 
 def report(options: Namespace) -> int:
@@ -321,9 +378,9 @@ def doctor(options: Namespace) -> int:
     return 0 if report.get("model", {}).get("fits", True) else 1
 
 
-def load(options: Namespace) -> Any:
-    """The model, with a bar in a terminal while it is read."""
-    return dllm.load(options.model, device=options.device, dtype=options.dtype, progress=sys.stderr.isatty())
+def load(options: Namespace, name: str | None = None) -> Any:
+    """The model, or another one by its name, with a bar in a terminal while it is read."""
+    return dllm.load(name or options.model, device=options.device, dtype=options.dtype, progress=sys.stderr.isatty())
 
 
 def prompts_of(options: Namespace) -> list[Prompt]:

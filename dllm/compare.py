@@ -1,9 +1,9 @@
-"""The grid: every sampler with every cache on the same problems, and what each pair gives and costs."""
+"""The grid: every sampler with every cache, and every drafter, on the same problems: what each gives and costs."""
 
 import csv
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,53 +16,75 @@ from rich.table import Table
 
 import dllm.cache
 import dllm.samplers
+import dllm.speculate
 from dllm.api import check_method, stream
+from dllm.causal import CAUSAL_NAMES, stream_causal
+from dllm.engine import Run
 from dllm.errors import DllmError, unknown
 from dllm.evaluate.answers import WARM_UP
 from dllm.evaluate.front import aup, front
 from dllm.evaluate.pictures import SPEEDS, Dot, draw
 from dllm.evaluate.score import wilson
 from dllm.evaluate.tasks import parallelbench
+from dllm.metrics import DERIVED, EXACT, Totals
 from dllm.settings import Settings
 from dllm.spec import Model
+from dllm.speculate.run import CausalRun
 from dllm.zoo.tasks import TASKS, Problem, consistent, correct, problems
 
 ALL = "all"
 """The name of all tasks together."""
+AR = "ar"
+"""The name of plain autoregressive decoding; a drafter's name stands behind it, as ar+ngram."""
 Progress = Callable[[int, int], None]
 """Told after every step: answers finished, and forwards so far."""
+Pair = tuple[str, str]
+"""A sampler and a cache; of a causal model `ar` or `ar+DRAFTER`, and no cache but its own."""
+CACHES = {"full": "none,prefix,dual", "block": "none,exact"}
+"""What is compared where no caches are named, by the model's pattern of attention."""
+MEANS = (
+    *("nfe", "prefills", "generated_tokens", "answer_tokens", "committed", "rows", "refreshes", "drafted", "flops"),
+    *("draft_forwards", "draft_rows", "draft_flops"),
+)
+"""Counts that are told per answer."""
+WHOLE = ("kv_bytes", "peak_bytes", "seconds", "decode_seconds", "draft_seconds")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One sampler with one cache on one task. Counts per answer are means."""
+    """One method of one model on one task."""
 
     task: str
     """Its name, or ALL."""
-    sampler: str
+    model: str
+    method: str
+    """A sampler, or `ar` with a drafter or without."""
     cache: str
     n: int
     right: int
-    accuracy: float
-    low: float
-    high: float
-    """The 95 % Wilson interval of the accuracy."""
     consistent: int
     """Answers of which every line is right, not the result alone."""
-    nfe: float
-    answer_tokens: float
-    tokens_per_forward: float
-    rows: float
-    """Columns computed in every layer, all forwards of an answer together."""
-    reused: float
-    """The share of columns that the cache spared, 0 to 1."""
-    refreshes: float
-    """Forwards that computed all columns of their row."""
-    kv_bytes: int
-    """Of the keys and values of all rows in flight."""
-    seconds: float
-    """For all answers together, the warm-up not counted."""
-    tokens_per_second: float
+    lossless: str
+    """As of `dllm.Generation`."""
+    totals: Totals
+    """Of all answers, the warm-up not counted."""
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the accuracy."""
+        return wilson(self.right, self.n)
+
+    def record(self) -> dict[str, Any]:
+        """Every figure: counts as means over the answers, and what docs/metrics.md defines."""
+        names = ("task", "model", "method", "cache", "n", "right", "accuracy", "consistent", "lossless")
+        told: dict[str, Any] = {name: getattr(self, name) for name in names}
+        told["low"], told["high"] = self.interval
+        told |= {name: getattr(self.totals, name) / self.n for name in MEANS}
+        return told | {name: getattr(self.totals, name) for name in (*DERIVED, *WHOLE)}
 
 
 def questions(tasks: Sequence[str], n: int, seed: int) -> list[Problem]:
@@ -82,8 +104,8 @@ def questions(tasks: Sequence[str], n: int, seed: int) -> list[Problem]:
     ]
 
 
-def pairs(samplers: Sequence[str], caches: Sequence[str]) -> list[tuple[str, str]]:
-    """The grid, all names checked before the first pair runs."""
+def pairs(samplers: Sequence[str], caches: Sequence[str]) -> list[Pair]:
+    """The grid of models that fill masks, all names checked before the first pair runs."""
     for sampler in samplers:
         dllm.samplers.make(sampler)
     for cache in caches:
@@ -91,24 +113,44 @@ def pairs(samplers: Sequence[str], caches: Sequence[str]) -> list[tuple[str, str
     return list(product(samplers, caches))
 
 
-def legal(model: Model, chosen: Sequence[tuple[str, str]], **settings: Any) -> tuple[list[tuple[str, str]], list[str]]:
+def drafted(drafters: Sequence[str]) -> list[Pair]:
+    """The rows of causal models: without drafts, and with each drafter. All names are checked."""
+    for drafter in drafters:
+        dllm.speculate.make(drafter)
+    return [(AR, "-"), *((f"{AR}+{drafter}", "-") for drafter in drafters)]
+
+
+def legal(model: Model, chosen: Sequence[Pair], verify: str = "match", **settings: Any) -> tuple[list[Pair], list[str]]:
     """The pairs that can run, and why each of the others cannot. Raises DllmError if none can."""
     kept, reasons = [], []
-    for sampler, cache in chosen:
+    for method, cache in chosen:
         try:
-            check_method(model, dllm.samplers.make(sampler), dllm.cache.make(cache), Settings(**settings))
-            kept.append((sampler, cache))
+            if model.spec.attention == "causal":
+                begin(model, [[0]], method, cache, verify, **settings | {"gen_length": 1})
+            else:
+                check_method(model, dllm.samplers.make(method), dllm.cache.make(cache), Settings(**settings))
+            kept.append((method, cache))
         except DllmError as error:
-            reasons.append(f"{sampler} with {cache} is left out: {error}")
+            reasons.append(f"{method} with {cache} is left out: {error}")
             if len(reasons) == len(chosen):
                 raise
     return kept, reasons
 
 
+def begin(
+    model: Model, prompts: Any, method: str, cache: str, verify: str = "match", **settings: Any
+) -> Run | CausalRun:
+    """A run by one of the pairs. Settings that are about masks do not reach causal models, nor `verify` the others."""
+    if model.spec.attention != "causal":
+        return stream(model, prompts, method, cache, **settings)
+    own = {name: settings[name] for name in CAUSAL_NAMES if name in settings}
+    return stream_causal(model, prompts, method.partition("+")[2] or None, verify=verify, **own)
+
+
 def run(
-    model: Model, asked: Sequence[Problem], chosen: Sequence[tuple[str, str]], console: Console, **settings: Any
+    model: Model, asked: Sequence[Problem], chosen: Sequence[Pair], console: Console, name: str = "", **settings: Any
 ) -> list[Cell]:
-    """A cell for each task and pair of sampler and cache, then those of all tasks; a bar on a terminal."""
+    """A cell for each task and pair, then those of all tasks; a bar on a terminal. name: the model's."""
     if model.tokenizer is None:
         raise DllmError("this model has no tokenizer, so it cannot be asked the questions of a task.")
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
@@ -116,50 +158,38 @@ def run(
     tasks = {task: [p for p in asked if p.task == task] for task in dict.fromkeys(p.task for p in asked)}
     with Bar(*columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal) as bar:
         job = bar.add_task("warm-up", total=len(chosen) * len(asked))
-        for task, (sampler, cache) in product(tasks, chosen):
+        for task, (method, cache) in product(tasks, chosen):
 
             def told(
                 answers: int,
                 forwards: int,
                 done: int = sum(c.n for c in cells),
-                name: str = f"{task}, {sampler}, {cache}",
+                name: str = f"{task}, {method}, {cache}",
             ) -> None:
                 bar.update(job, completed=done + answers, description=f"{name}: {forwards} forwards")
 
-            cells.append(measure(model, tasks[task], sampler, cache, told, **settings))
+            cells.append(replace(measure(model, tasks[task], method, cache, told, **settings), model=name))
     if len(tasks) == 1:
         return cells
-    return cells + [pooled([c for c in cells if (c.sampler, c.cache) == pair]) for pair in chosen]
+    return cells + [pooled([c for c in cells if (c.method, c.cache) == pair]) for pair in chosen]
 
 
 def pooled(cells: Sequence[Cell]) -> Cell:
-    """One sampler with one cache, all tasks together."""
-    n, right = sum(c.n for c in cells), sum(c.right for c in cells)
-    low, high = wilson(right, n)
+    """One method, all tasks together."""
+    sums = {name: sum(getattr(c, name) for c in cells) for name in ("n", "right", "consistent")}
+    return replace(cells[0], task=ALL, totals=sum((c.totals for c in cells), Totals()), **sums)
 
-    def mean(name: str) -> float:
-        return float(sum(getattr(c, name) * c.n for c in cells)) / n
 
-    seconds, columns = sum(c.seconds for c in cells), sum(c.rows * c.n / (1 - c.reused) for c in cells)
-    return replace(
-        cells[0],
-        task=ALL,
-        n=n,
-        right=right,
-        accuracy=right / n,
-        low=low,
-        high=high,
-        consistent=sum(c.consistent for c in cells),
-        nfe=mean("nfe"),
-        answer_tokens=mean("answer_tokens"),
-        tokens_per_forward=mean("answer_tokens") / mean("nfe"),
-        rows=mean("rows"),
-        reused=1 - mean("rows") * n / columns,
-        refreshes=mean("refreshes"),
-        kv_bytes=max(c.kv_bytes for c in cells),
-        seconds=seconds,
-        tokens_per_second=mean("answer_tokens") * n / seconds,
-    )
+def unequal(cells: Sequence[Cell]) -> list[str]:
+    """Rows that should have the accuracy of plain autoregressive decoding, drafts being lossless, and do not."""
+    plain = {(c.task, c.model): c.right for c in cells if c.method == AR}
+    exact = [c for c in cells if c.method.startswith(f"{AR}+") and c.lossless == EXACT]
+    return [
+        f"{c.method} of {c.model} has {c.right} right answers on {c.task}, and {AR} {plain[c.task, c.model]}: they "
+        "should be the same but for rounding; run again with --dtype float64"
+        for c in exact
+        if c.right != plain.get((c.task, c.model), c.right)
+    ]
 
 
 def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -169,92 +199,81 @@ def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 def areas(cells: Sequence[Cell]) -> dict[str, float]:
     """The AUP of the front of each task."""
-    points = {task: [(c.tokens_per_forward, 100 * c.accuracy) for c in own] for task, own in by_task(cells).items()}
+    points = {
+        task: [(c.totals.tokens_per_forward, 100 * c.accuracy) for c in own] for task, own in by_task(cells).items()
+    }
     return {task: round(aup(front(own)), 2) for task, own in points.items()}
 
 
 def measure(
     model: Model,
     asked: Sequence[Problem],
-    sampler: str,
+    method: str,
     cache: str,
     told: Progress = lambda _a, _f: None,
     **settings: Any,
 ) -> Cell:
-    """Answer all problems, which are of one task, with one sampler and cache. `settings` as of `dllm.generate`."""
+    """Answer all problems, which are of one task, by one of the pairs. `settings` as of `begin`."""
     prompts = [problem.question for problem in asked]
     # A few steps load what is loaded lazily; on a GPU kernels also depend on the shape of the batch.
-    for _ in zip(range(WARM_UP), stream(model, prompts, sampler, cache, **settings), strict=False):
+    for _ in zip(range(WARM_UP), begin(model, prompts, method, cache, **settings), strict=False):
         pass
-    steps = stream(model, prompts, sampler, cache, **settings)
+    steps = begin(model, prompts, method, cache, **settings)
     for _ in steps:
-        told(len(steps.schedule.finished), steps.forwards)
+        told(len(steps.finished), steps.forwards)
     told(len(asked), steps.forwards)
     done = steps.result()
     texts = done.texts or [""] * len(asked)
-    right = sum(map(correct, asked, texts))
-    low, high = wilson(right, len(asked))
-    return Cell(
-        task=asked[0].task,
-        sampler=sampler,
-        cache=cache,
-        n=len(asked),
-        right=right,
-        accuracy=right / len(asked),
-        low=low,
-        high=high,
-        consistent=sum(map(consistent, asked, texts)),
-        nfe=float(done.nfe.float().mean()),
-        answer_tokens=float(done.answer_tokens.float().mean()),
-        tokens_per_forward=done.tokens_per_forward,
-        rows=float(done.rows.float().mean()),
-        reused=done.reused,
-        refreshes=float(done.refreshes.float().mean()),
-        kv_bytes=done.kv_bytes,
-        seconds=done.seconds,
-        tokens_per_second=done.tokens_per_second,
-    )
+    right, whole = sum(map(correct, asked, texts)), sum(map(consistent, asked, texts))
+    return Cell(asked[0].task, "", method, cache, len(asked), right, whole, done.lossless, done.totals)
 
 
 def table(cells: Sequence[Cell]) -> Table:
     """The cells as a rich table, task by task.
 
-    The last column compares with the first row of the task, whose own figure stands beside it.
+    Columns for several models are left out where there is one, those by which the two kinds of models differ where no
+    model is autoregressive. "times row 1" compares with the first row of the task, whose own figure stands
+    beside it.
     """
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in ("sampler", "cache"):
+    models, causal = len({c.model for c in cells}) > 1, any(c.method.partition("+")[0] == AR for c in cells)
+    for name in (*["model"] * models, "method", "cache"):
         shown.add_column(name, overflow="fold")
-    for name in (
-        "right\n% [95 %]",
-        "forwards\n/answer",
-        "tokens\n/fwd",
-        "rows\n/answer",
-        "kept\n%",
-        "tokens\n/s",
-    ):
+    fixed = ("right\n% [95 %]", "forwards\n/answer", "tokens\n/fwd", "pos.\n/token", "kept\n%")
+    more = ("draft\n%", "loss-\nless", "first\nms") if causal else ()
+    for name in (*fixed, *more, "tokens\n/s", "times\nrow 1"):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("times\nrow 1", justify="right", no_wrap=True)
     tasks = by_task(cells)
     for task, own in tasks.items():
         if len(tasks) > 1:
             shown.add_section()
             shown.add_row(f"[bold]{spaced(task)}[/bold]")
         for c in own:
-            shown.add_row(*row(c, own[0].tokens_per_second))
+            names = [*[c.model] * models, spaced(c.method), spaced(c.cache)]
+            shown.add_row(*names, *row(c, own[0].totals.tokens_per_second, causal))
     return shown
 
 
-def row(c: Cell, first: float) -> list[str]:
+def row(c: Cell, first: float, causal: bool) -> list[str]:
     """The figures of a cell as they are shown. first: tokens per second of the row that it is compared with."""
-    share = f"{100 * c.accuracy:.1f} [{100 * c.low:.0f}-{100 * c.high:.0f}]"
-    speed = f"{c.tokens_per_second / first:.1f}" if first else "-"
-    figures = [f"{c.nfe:.1f}", f"{c.tokens_per_forward:.2f}", f"{c.rows:,.0f}", kept(c)]
-    return [*map(spaced, (c.sampler, c.cache)), share, *figures, f"{c.tokens_per_second:.0f}", speed]
+    t, (low, high) = c.totals, c.interval
+    figures = [
+        f"{100 * c.accuracy:.1f} [{100 * low:.0f}-{100 * high:.0f}]",
+        f"{t.nfe / c.n:.1f}",
+        f"{t.tokens_per_forward:.2f}",
+        f"{t.positions_per_token:,.1f}",
+        kept(c),
+    ]
+    if causal:
+        drafting = f"{100 * t.draft_share:.0f}" if t.drafted else "-"
+        figures += [drafting, c.lossless, f"{1000 * t.time_to_first_token:,.0f}"]
+    return [*figures, f"{t.tokens_per_second:.0f}", f"{t.tokens_per_second / first:.1f}" if first else "-"]
 
 
 def kept(c: Cell) -> str:
-    """The share of columns that a cache spared; "none" tells of a cache that was filled and never read."""
-    return "-" if not c.kv_bytes else f"{100 * c.reused:.0f}" if c.reused > 0 else "none"
+    """The share of positions that a cache spared; "none" tells of a cache that was filled and never read."""
+    t = c.totals
+    return "-" if not t.kv_bytes else f"{100 * t.reused:.0f}" if t.reused > 0 else "none"
 
 
 def spaced(method: str) -> str:
@@ -269,15 +288,17 @@ def note(conditions: dict[str, Any]) -> str:
         f"{c['model']} on {c['device']} ({c['dtype']}, {c['threads']} threads, torch {c['versions']['torch']}); "
         f"n = {c['n']} test problems of {', '.join(c['tasks'])}, seed {c['seed']}; gen_length {c['gen_length']}, "
         f"block_length {c['block_length'] or 'by sampler'}, batch_size {c['batch_size']}, "
-        f"temperature {c['temperature']:g}" + (f", eotp {c['eotp']:g}" if c.get("eotp") else "")
+        f"temperature {c['temperature']:g}"
+        + (f", eotp {c['eotp']:g}" if c.get("eotp") else "")
+        + (f", drafts accepted by {c['verify']}" if c.get("verify", "match") != "match" else "")
     )
 
 
 def to_csv(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> None:
     """One line per cell, its conditions in every line."""
-    flat = {name: value for name, value in conditions.items() if name != "versions"}
+    flat = {name: value for name, value in conditions.items() if name not in ("versions", "model")}
     flat |= {"tasks": " ".join(conditions["tasks"]), **conditions["versions"]}
-    rows = [asdict(cell) | flat for cell in cells]
+    rows = [cell.record() | flat for cell in cells]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -285,17 +306,24 @@ def to_csv(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> Non
 
 
 def to_png(cells: Sequence[Cell], conditions: dict[str, Any], path: Path) -> None:
-    """Accuracy with its interval against both speeds, for each task: a colour per sampler, a marker per cache.
+    """Accuracy with its interval against both speeds, for each task: a colour per method, a marker per cache.
 
-    With one cache the labels are the samplers' and there is no legend.
+    With one cache the labels are the methods' and there is no legend. With several models the colours are theirs.
     """
-    one = len({c.cache for c in cells}) == 1
+    one, alone = len({c.cache for c in cells}) == 1, len({c.model for c in cells}) == 1
     dots = [
         Dot(
-            label=spaced(c.sampler) if one else c.cache,
-            colour=spaced(c.sampler),
+            label=spaced(c.method)
+            if one
+            else c.cache
+            if alone
+            else f"{spaced(c.method)}, {c.cache}".removesuffix(", -"),
+            colour=spaced(c.method) if alone else c.model,
             marker=c.cache,
-            **{name: getattr(c, name) for name in ("accuracy", "low", "high", *SPEEDS)},
+            accuracy=c.accuracy,
+            low=c.interval[0],
+            high=c.interval[1],
+            **{name: getattr(c.totals, name) for name in SPEEDS},
         )
         for c in cells
     ]

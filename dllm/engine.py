@@ -56,7 +56,18 @@ class Run:
         self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
         self.begun: set[int] = set()
         """Requests that a hook has seen before their first step."""
-        names = ("nfe", "rows", "predicted", "attended", "columns", "refreshes", "steps", "drafted", "committed")
+        names = (
+            "nfe",
+            "prefills",
+            "rows",
+            "predicted",
+            "attended",
+            "columns",
+            "refreshes",
+            "steps",
+            "drafted",
+            "committed",
+        )
         self.counts = {name: [0] * len(requests) for name in names}
         """Of every request, as `Generation` and `dllm.metrics.flops` tell them."""
         self.repaired = {name: [0] * len(requests) for name in ("rows", "attended")}
@@ -108,6 +119,11 @@ class Run:
     @property
     def requests(self) -> list[Request]:
         return self.schedule.requests
+
+    @property
+    def finished(self) -> dict[int, list[int]]:
+        """The answers that are finished, by request, in the order in which they were."""
+        return self.schedule.finished
 
     @property
     def method(self) -> str:
@@ -476,7 +492,7 @@ class Run:
             model=self.model,
             mask_id=self.schedule.canvas.mask_id,
             stop=self.settings.stop,
-            counts=counts | {"rows": rows, "prefills": [0] * len(requests), "flops": operations},
+            counts=counts | {"rows": rows, "flops": operations},
             watch=self.watch,
             kv_bytes=self.kv_bytes,
             peak_bytes=peak_bytes(self.model.device, weight_bytes(self.model) + self.kv_bytes),

@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -23,7 +23,11 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
     made = registry[name]
     hints = typing.get_type_hints(made)
     known = {f.name: hints[f.name] for f in fields(made)}  # type: ignore[arg-type]  # all registered are dataclasses
-    return made(**read(kind, name, text, options, known))
+    chosen = read(kind, name, text, options, known)
+    for f in fields(made):  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in chosen:
+            raise DllmError(f"the {kind} {name} needs {f.name}; give it as {name}:{f.name}=...")
+    return made(**chosen)
 
 
 def read(kind: str, name: str, text: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

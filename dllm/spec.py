@@ -165,8 +165,12 @@ class ModelSpec:
     @property
     def active_parameters(self) -> int:
         """Weights of the layers' matrices that a position is multiplied with: no embeddings, norms, biases, head."""
-        qkv = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
-        return self.n_layers * self.hidden_size * (qkv + self.n_heads * self.head_dim + 3 * self.mlp_size)
+        inner = (2 * self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        mlps = (self.n_layers - self.n_mixtures) * 3 * self.mlp_size
+        if self.experts:
+            mlps += self.n_mixtures * (3 * (self.experts.used * self.experts.size + self.experts.shared_size))
+            mlps += self.n_mixtures * self.experts.count  # the router
+        return self.hidden_size * (self.n_layers * inner + mlps)
 
 
 @runtime_checkable  # so that the types of a call can be checked in tests

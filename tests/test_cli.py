@@ -479,3 +479,69 @@ def test_drafts_that_cannot_be_are_one_line(folder, capsys):
         assert main(["generate", "a", "--model", str(folder), "--gen_length", "4", *options]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+# Causal models
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    """The folder of a model that decodes token by token."""
+    return checkpoints.save(tmp_path_factory.mktemp("causal"), config=checkpoints.CAUSAL)
+
+
+def test_the_same_command_decodes_a_causal_model(causal, capsys):
+    argv = ["generate", QUESTION, "Two", "--model", causal, "--gen_length", "8", "--dtype", "float64"]
+    assert main([*argv, "--draft", "ngram:max_n=2,k=4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    done = dllm.generate_causal(dllm.load(causal, dtype="float64"), [QUESTION, "Two"], gen_length=8)
+    assert told["tokens"] == done.completions and told["text"] == done.texts and told["lossless"] == "exact"
+    assert told["settings"]["draft"]["k"] == 4 and told["settings"]["verify"] == {"name": "match"}
+    assert "steps" not in told["settings"] and told["draft_seconds"] > 0
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(f"{text}\n" for text in done.texts) and "1.00 tokens per forward" in err
+
+
+def test_verify_names_a_rule_or_decodes_again_or_both(causal, capsys):
+    def verified(*words):
+        return arguments.read(["generate", *words]).verify
+
+    assert verified("x") == [] and verified("x", "--verify") == ["again"] == verified("--verify", "x")
+    assert verified("x", "--verify", "match") == verified("--verify=match", "x") == ["match"]
+    assert verified("--verify", "typical:epsilon=0.2", "--verify", "x") == ["typical:epsilon=0.2", "again"]
+    assert arguments.read(["generate", "--verify", "x"]).prompt == ["x"]
+    argv = ["generate", QUESTION, "--model", causal, "--gen_length", "8", "--draft", "suffix", "--dtype", "float64"]
+    assert main([*argv, "--verify", "match", "--verify"]) == 0
+    assert "1 of 1 answers equal those of one token a forward without drafts" in capsys.readouterr().err
+
+
+def test_what_is_for_the_other_kind_of_model_is_refused(causal, folder, capsys):
+    for options, message in (
+        (["--sampler", "static"], "--sampler static does not apply to"),
+        (["--cache", "dual"], "--cache dual does not apply to"),
+        (["--threshold", "0.9"], "--threshold 0.9 does not apply to"),
+        (["--remasking", "random"], "--remasking random does not apply to"),
+        (["--constraints", "3:5"], "--constraints 3:5 does not apply to"),
+        (["--steps", "4"], "steps=4 is about filling masks"),
+        (["--draft", "model"], "the drafter model needs model; give it as model:model=..."),
+    ):
+        assert message in refused(capsys, "generate", "x", "--model", causal, "--gen_length", "4", *options)
+    for options in (["--draft", "ngram"], ["--verify", "ratio"], ["--verify", "ratio", "--verify"]):
+        assert "which fills masks; leave it out" in refused(capsys, "generate", "x", "--model", folder, *options)
+    assert "unknown accept rule 'rato'" in refused(capsys, "generate", "x", "--verify=rato")
+
+
+def test_eval_asks_a_causal_model_with_drafts(causal, tmp_path, capsys):
+    argv = ["eval", "--task", "lists", "--limit", "2", "--model", causal, "--gen_length", "8", "--dtype", "float64"]
+    for name, more in (("plain", []), ("drafted", ["--draft", "ngram", "--verify", "match"])):
+        assert main([*argv, "--output", str(tmp_path / name), *more]) == 0
+    assert main(["report", str(tmp_path / "plain"), str(tmp_path / "drafted"), "--json"]) == 0
+    plain, drafted = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert plain["tokens_per_forward"] == 1.0 <= drafted["tokens_per_forward"]
+    assert plain["accuracy"] == drafted["accuracy"] and drafted["difference"] == 0
+    assert main(["report", str(tmp_path / "drafted")]) == 0
+    assert "autoregressive, drafts by ngram (match)" in " ".join(capsys.readouterr().out.split())
+    assert "draft='ngram' does not apply" in refused(
+        capsys, "eval", "--task", "lists", "--model", "tiny-llada", "--draft", "ngram"
+    )

@@ -50,3 +50,12 @@ def test_the_same_requests_are_decoded_again(model):
         seed=checked.made.seed,
     )
     assert torch.equal(checked.plain.tokens, whole.tokens)  # `origin` decodes the answer as one block
+
+
+def test_a_causal_model_is_verified_against_plain_decoding(tiny):
+    model = tiny(attention="causal", mask_id=None)
+    checked = verify(model, cases.PROMPTS, "ngram:max_n=1,k=3", gen_length=12, temperature=1.0)
+    assert checked.share == 1.0 and (checked.plain.nfe >= checked.made.nfe).all()
+    assert "one token a forward without drafts" in str(checked)
+    lossy = verify(model, cases.PROMPTS, "ngram:max_n=1,k=3", gen_length=12, verify="typical:epsilon=0.01")
+    assert lossy.first_difference.count(None) == lossy.equal

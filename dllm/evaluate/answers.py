@@ -1,29 +1,31 @@
 """Ask a model the questions of a task: one run of the engine, and every answer as soon as it is finished."""
 
-import time
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 import dllm.cache
 import dllm.samplers
+import dllm.speculate
 from dllm.api import canonical, check_model, choose_cache, choose_sampler, start
 from dllm.cache.base import Cache
+from dllm.causal import CAUSAL_NAMES, choose_drafter
+from dllm.causal import canonical as canonical_causal
+from dllm.causal import check_model as check_causal
 from dllm.engine import Run
 from dllm.errors import DllmError
 from dllm.evaluate.tasks.base import Question, Task
-from dllm.generation import cut, named, rendered, token_ids
+from dllm.generation import Request, check_lengths, cut_tokens, named, rendered, token_ids
 from dllm.options import parts
 from dllm.samplers.base import Sampler
 from dllm.settings import ALIASES, Settings
 from dllm.spec import Model
+from dllm.speculate import Drafter, Rule
+from dllm.speculate.run import UNDECIDED, CausalRun
 
 WARM_UP = 8
 """Steps that load what is loaded lazily, before time is taken."""
-TOTALS = ("seconds", "decode_seconds", "forwards")
+TOTALS = ("seconds", "decode_seconds", "draft_seconds", "forwards")
 """Fields of an answer that are running totals."""
 
 
@@ -48,13 +50,18 @@ class Method:
         **settings: Any,
     ) -> "Method":
         """Arguments as of `dllm.generate`; seed is 0 unless given, so that resumed runs and ranks agree."""
-        given = {ALIASES.get(name, name) for name in settings}
-        options = {name: value for name, value in task.settings.items() if name not in given} | settings
+        options = over(task, settings)
         made, stored = choose_sampler(sampler, remasking, options), choose_cache(cache, options)
-        more = options.pop("stop", ())
-        stop = (*task.stop, *([more] if isinstance(more, str) else more))
-        checked = Settings(**{"seed": 0} | canonical(options) | {"stop": stop})
+        checked = Settings(**{"seed": 0} | {"stop": stops(task, options)} | canonical(options))
         return cls(made, stored, checked, task.chat)
+
+    def blank(self, model: Model) -> int:
+        """What stands in an answer where nothing is decided. Raises DllmError for a model that does not fill masks."""
+        check_model(model)
+        return self.settings.blank(model.spec)
+
+    def start(self, model: Model, requests: Sequence[Request]) -> Run:
+        return start(model, requests, self.sampler, self.cache, self.settings, (), None)
 
     def facts(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -62,6 +69,64 @@ class Method:
         cache = None if self.cache is None else parts(self.cache, dllm.cache.CACHES)
         sampler = parts(self.sampler, dllm.samplers.SAMPLERS)
         return {"sampler": sampler, "cache": cache, "chat": self.chat} | settings
+
+
+@dataclass(frozen=True)
+class CausalMethod:
+    """How a causal model answers questions: the same settings, as far as they are not about masks."""
+
+    drafter: Drafter | None
+    rule: Rule
+    settings: Settings
+    chat: bool
+
+    @classmethod
+    def of(
+        cls, task: Task, draft: str | Drafter | None = None, verify: str | Rule = "match", **settings: Any
+    ) -> "CausalMethod":
+        """Arguments as of `dllm.generate_causal`. What the task's protocol says about masks is left out."""
+        options = over(task, settings)
+        own = {name: value for name, value in options.items() if name in settings or name in CAUSAL_NAMES}
+        stop = stops(task, own)
+        checked = Settings(**{"seed": 0} | canonical_causal(own) | {"stop": stop})
+        return cls(choose_drafter(draft, None), dllm.speculate.rule(verify), checked, task.chat)
+
+    def blank(self, model: Model) -> int:
+        """What stands in an answer where nothing is decided. Raises DllmError for a model that is not causal."""
+        check_causal(model)
+        return UNDECIDED
+
+    def start(self, model: Any, requests: Sequence[Request]) -> CausalRun:
+        check_lengths(model, requests)
+        return CausalRun(model, requests, self.drafter, self.rule, self.settings)
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        settings = {name: getattr(self.settings, name) for name in CAUSAL_NAMES}
+        drafter = None if self.drafter is None else parts(self.drafter, dllm.speculate.DRAFTERS)
+        rule = parts(self.rule, dllm.speculate.RULES)
+        return {"draft": drafter, "verify": rule, "chat": self.chat} | settings
+
+
+def method_of(causal: bool, task: Task, **decoding: Any) -> Method | CausalMethod:
+    """How a model answers, from what was given for it. Raises DllmError for what is meant for the other kind."""
+    for name in ("sampler", "cache", "remasking") if causal else ("draft", "verify"):
+        if (value := decoding.pop(name, None)) is not None:
+            kind = "decodes token by token" if causal else "fills masks"
+            raise DllmError(f"{name}={value!r} does not apply to this model, which {kind}; leave it out.")
+    return CausalMethod.of(task, **decoding) if causal else Method.of(task, **decoding)
+
+
+def over(task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, over the settings of the task's protocol."""
+    given = {ALIASES.get(name, name) for name in settings}
+    return {name: value for name, value in task.settings.items() if name not in given} | dict(settings)
+
+
+def stops(task: Task, options: dict[str, Any]) -> tuple[str, ...]:
+    """The task's stop strings and those that were given, which leave `options`."""
+    more = options.pop("stop", ())
+    return (*task.stop, *([more] if isinstance(more, str) else more))
 
 
 @dataclass(frozen=True)
@@ -76,29 +141,39 @@ class Answer:
     """Before the first stop string and the end of text."""
     nfe: int
     """Forwards that the answers took part in."""
+    prefills: int
+    """Of these, those that met the prompt alone (causal models)."""
+    committed: int
+    """Tokens that these decided, those behind the end of text included."""
     rows: int
     """Columns computed in every layer, over these forwards."""
     answer_tokens: int
     """Tokens that make up `texts`: nothing at or after a stop string or the end of text."""
+    generated_tokens: int
+    """These and what ended them: the end of text, or the tokens that completed a stop string."""
     canvas_tokens: int
     """Columns of the canvas that were to be filled, those after the end of text included."""
     decode_tokens: int
-    """Answer tokens that came in steps after the first forward of every row in them: no row joined there."""
+    """Generated tokens that came to stand for good in steps in which no row met its prompt."""
+    first_seconds: float
+    """From the moment each answer took its place in the batch until its first token stood for good."""
     seconds: float
     """The engine's time until this answer was seen to be finished, since the run began: a running total."""
     decode_seconds: float
-    """Of these, in such steps. In a batch a row that joins takes the whole step out, so these are part of the steps."""
+    """Of these, in steps in which no row met its prompt. In a batch a row that joins takes the whole step out."""
+    draft_seconds: float
+    """Of these, spent on drafting."""
     forwards: int
     """Forwards of any number of rows together, since the run began."""
 
 
-def answers(model: Model, asked: Mapping[int, Question], method: Method) -> Iterator[Answer]:
+def answers(model: Model, asked: Mapping[int, Question], method: Method | CausalMethod) -> Iterator[Answer]:
     """Answer questions, given by their index in the task, in the order in which they are finished.
 
     A question's answer does not depend on which others are asked (up to rounding, where the dtype is not float64).
     Raises DllmError for a question too long for the model.
     """
-    check_model(model)
+    blank = method.blank(model)
     if not asked:
         return
     if model.tokenizer is None:
@@ -110,83 +185,51 @@ def answers(model: Model, asked: Mapping[int, Question], method: Method) -> Iter
         )
     settings, indices = method.settings, list(asked)
     prompts = [token_ids(model, q.prompt, method.chat, q.prefix) for q in asked.values()]
-    masks = [settings.blank(model.spec)] * settings.gen_length
-    requests = named(prompts, [masks] * len(prompts), prompts, settings.num_samples, indices)
-
-    def run() -> Run:
-        return start(model, requests, method.sampler, method.cache, settings, (), None)
-
-    for _ in zip(range(WARM_UP), run(), strict=False):
+    blanks = [blank] * settings.gen_length
+    requests = named(prompts, [blanks] * len(prompts), prompts, settings.num_samples, indices)
+    for _ in zip(range(WARM_UP), method.start(model, requests), strict=False):
         pass
-    clock = Clock(run())
-    repeats, left, told, going = settings.num_samples, dict.fromkeys(indices, settings.num_samples), 0, True
+    run = method.start(model, requests)
+    repeats, left, told = settings.num_samples, dict.fromkeys(indices, settings.num_samples), 0
+    steps, going = iter(run), True
     while going:
-        going = clock.step()
-        for row in [*clock.run.schedule.finished][told:]:
+        going = next(steps, None) is not None
+        for row in [*run.finished][told:]:
             told, place = told + 1, row // repeats
             index = indices[place]
             left[index] -= 1
             if not left[index]:
                 text, _ = rendered(model.tokenizer, asked[index].prompt, method.chat)
                 rows = range(place * repeats, (place + 1) * repeats)
-                yield clock.answer(index, text + asked[index].prefix, rows)
+                yield answer_of(run, index, text + asked[index].prefix, rows)
 
 
-class Clock:
-    """Takes the steps of a run and their time, apart from what is done with the answers."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.steps = run, iter(run)
-        self.seconds, self.decode_seconds = 0.0, 0.0
-        self.decoding: list[set[int]] = [set() for _ in run.schedule.requests]
-        """Places of every request's answer that were last written in a step after the first forward of all its rows."""
-
-    def step(self) -> bool:
-        """Take a step; False after the last one."""
-        began = time.perf_counter()
-        step = next(self.steps, None)
-        if self.run.model.device.type == "cuda":
-            torch.cuda.synchronize(self.run.model.device)
-        spent = time.perf_counter() - began
-        self.seconds += spent
-        if step is None:
-            return False
-        decoding = all(self.run.counts["nfe"][request] > 1 for request in step.requests)
-        self.decode_seconds += spent * decoding
-        rows, columns = step.changed.nonzero(as_tuple=True)
-        for row, column in zip(rows.tolist(), step.span.columns[rows, columns].tolist(), strict=True):
-            request = step.requests[row]
-            place = column - len(self.run.schedule.requests[request].prompt)
-            (self.decoding[request].add if decoding else self.decoding[request].discard)(place)
-        return True
-
-    def answer(self, index: int, prompt: str, rows: range) -> Answer:
-        """The answer to a question whose rows are finished."""
-        texts, lengths = zip(*(text_of(self.run, row, self.run.settings.stop) for row in rows), strict=True)
-        decoded = sum(
-            len([place for place in self.decoding[row] if place < n]) for row, n in zip(rows, lengths, strict=True)
-        )
-        return Answer(
-            index=index,
-            prompt=prompt,
-            texts=texts,
-            nfe=sum(self.run.counts["nfe"][row] for row in rows),
-            rows=sum(self.run.counts["rows"][row] for row in rows),
-            answer_tokens=sum(lengths),
-            canvas_tokens=sum(len(self.run.schedule.finished[row]) for row in rows),
-            decode_tokens=decoded,
-            seconds=self.seconds,
-            decode_seconds=self.decode_seconds,
-            forwards=self.run.forwards,
-        )
+def answer_of(run: Run | CausalRun, index: int, prompt: str, rows: range) -> Answer:
+    """The answer to a question whose rows are finished."""
+    texts, lengths, generated = zip(*(text_of(run, row, run.settings.stop) for row in rows), strict=True)
+    sums = {name: sum(run.counts[name][row] for row in rows) for name in ("nfe", "prefills", "committed", "rows")}
+    decoded = [run.watch.decode_tokens(row, n) for row, n in zip(rows, generated, strict=True)]
+    return Answer(
+        index=index,
+        prompt=prompt,
+        texts=texts,
+        **sums,
+        answer_tokens=sum(lengths),
+        generated_tokens=sum(generated),
+        canvas_tokens=sum(len(run.finished[row]) for row in rows),
+        decode_tokens=sum(decoded),
+        first_seconds=sum(run.watch.first_seconds[row] for row in rows),
+        seconds=run.seconds,
+        decode_seconds=run.watch.decode_seconds,
+        draft_seconds=run.draft_seconds,
+        forwards=run.forwards,
+    )
 
 
-def text_of(run: Run, row: int, stop: Sequence[str]) -> tuple[str, int]:
-    """A finished row's text before its end of text and first stop string, and how many tokens make it up."""
-    decode, completion = run.model.tokenizer.decode, run.schedule.finished[row]
-    end = run.schedule.requests[row].end(completion, run.settings.blank(run.spec), run.spec.eos_ids)
-    whole = decode(completion[:end], skip_special_tokens=True)
-    text = cut(whole, stop)
-    if len(text) == len(whole):
-        return text, end
-    return text, bisect_left(range(end), len(text), key=lambda n: len(decode(completion[:n], skip_special_tokens=True)))
+def text_of(run: Run | CausalRun, row: int, stop: Sequence[str]) -> tuple[str, int, int]:
+    """A finished row's text before its end of text and first stop string, how many tokens make it up, and how many were
+    generated until it was complete."""
+    completion = run.finished[row]
+    end = run.requests[row].end(completion, run.mask_id, run.spec.eos_ids)
+    text, n, generated = cut_tokens(run.model.tokenizer.decode, completion, end, stop)
+    return text, n, min(generated, len(completion))

@@ -9,6 +9,7 @@ from dllm.evaluate.answers import Method, answers
 from dllm.evaluate.finished import Finished, key_of
 from dllm.evaluate.score import wilson
 from dllm.evaluate.tasks.base import Question, Task
+from dllm.metrics import ratio
 from dllm.spec import Model
 
 
@@ -31,7 +32,7 @@ class Cell:
     right: tuple[int, ...]
     """0 or 1 for each question, in their order."""
     nfe: int = 0
-    answer_tokens: int = 0
+    generated_tokens: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: "Cell") -> "Cell":
@@ -43,11 +44,11 @@ class Cell:
 
     @property
     def tokens_per_forward(self) -> float:
-        return self.answer_tokens / max(1, self.nfe)
+        return ratio(self.generated_tokens, self.nfe)
 
     @property
     def tokens_per_second(self) -> float:
-        return self.answer_tokens / self.seconds if self.seconds else 0.0
+        return ratio(self.generated_tokens, self.seconds)
 
     def differs(self, base: "Cell") -> tuple[int, int]:
         """Questions that only the baseline answered right, and only this one."""
@@ -85,7 +86,7 @@ class Bench:
         values, nfe, tokens, seconds = dict[int, Any](), 0, 0, 0.0
         for done in answers(self.model, dict(enumerate(asked)), method):
             values[done.index] = self.task.score(asked[done.index], done.texts[0])[self.task.metrics[0]]
-            nfe, tokens, seconds = nfe + done.nfe, tokens + done.answer_tokens, max(seconds, done.seconds)
+            nfe, tokens, seconds = nfe + done.nfe, tokens + done.generated_tokens, max(seconds, done.seconds)
             self.tell(f"{candidate.sampler}, {candidate.cache}: {len(values)} of {len(asked)} questions")
         if not all(value in (0, 1) for value in values.values()):
             raise DllmError(
@@ -108,6 +109,6 @@ def figures(cell: Cell) -> dict[str, Any]:
         "tokens_per_forward": cell.tokens_per_forward,
         "tokens_per_second": cell.tokens_per_second,
         "nfe": cell.nfe,
-        "answer_tokens": cell.answer_tokens,
+        "generated_tokens": cell.generated_tokens,
         "seconds": cell.seconds,
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import dllm
 from dllm.errors import DllmError
-from dllm.evaluate.answers import TOTALS, Answer, Method, answers
+from dllm.evaluate.answers import TOTALS, Answer, CausalMethod, Method, answers
 from dllm.evaluate.runner import environment
 from dllm.evaluate.store import differing
 from dllm.evaluate.tasks.base import Question
@@ -31,7 +31,7 @@ class Worker:
         self.model = dllm.load(name, device=device, dtype=dtype)
         return environment(self.model, name)
 
-    def answers(self, asked: Mapping[int, Question], method: Method) -> Iterator[Answer]:
+    def answers(self, asked: Mapping[int, Question], method: Method | CausalMethod) -> Iterator[Answer]:
         yield from answers(self.model, asked, method)
 
 
@@ -54,7 +54,7 @@ class Pool:
         for n, other in enumerate(environments):
             check_alike(self.environment, other, n)
 
-    def __call__(self, asked: Mapping[int, Question], method: Method) -> Iterator[Answer]:
+    def __call__(self, asked: Mapping[int, Question], method: Method | CausalMethod) -> Iterator[Answer]:
         """Raises DllmError if workers die again and again, and if one cannot be replaced by its like."""
         import ray
         from ray.exceptions import RayActorError
@@ -107,7 +107,7 @@ class Totals:
 
     def rest(self, worker: Any) -> None:
         """A worker is done with its share."""
-        past, last = self.before.get(worker, [0.0] * 3), self.now.pop(worker, [0.0] * 3)
+        past, last = (each.pop(worker, [0.0] * len(TOTALS)) for each in (self.before, self.now))
         self.before[worker] = [a + b for a, b in zip(past, last, strict=True)]
 
     def inherit(self, dead: Any, heir: Any) -> None:
@@ -118,13 +118,14 @@ class Totals:
     def tell(self, worker: Any, answer: Answer) -> Answer:
         """An answer with the totals of all workers in place of those of its own worker's share."""
         self.now[worker] = [getattr(answer, name) for name in TOTALS]
-        nothing = [0.0] * 3
+        nothing = [0.0] * len(TOTALS)
         totals = [
             [a + b for a, b in zip(self.before.get(w, nothing), self.now.get(w, nothing), strict=True)]
             for w in {**self.before, **self.now}
         ]
-        seconds, decode_seconds, forwards = zip(*totals, strict=True)
-        return replace(answer, seconds=max(seconds), decode_seconds=max(decode_seconds), forwards=int(sum(forwards)))
+        *times, forwards = zip(*totals, strict=True)
+        longest = dict(zip(TOTALS, map(max, times), strict=False))
+        return replace(answer, **longest, forwards=int(sum(forwards)))
 
 
 def check_alike(first: dict[str, Any], other: dict[str, Any], n: int) -> None:

@@ -169,8 +169,8 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
 
     def reply(self, job: Job, run: dllm.Run, index: int) -> Reply:
         """What a run has decoded for one job."""
-        text, n = text_of(run, index, [*job.until, *run.settings.stop])
-        return Reply(text, n, len(run.schedule.finished[index]), run.counts["nfe"][index])
+        text, n, generated = text_of(run, index, [*job.until, *run.settings.stop])
+        return Reply(text, n, len(run.finished[index]), run.counts["nfe"][index], generated)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """LLaDA's Monte-Carlo estimate of each continuation's log-likelihood, and whether it is the greedy one."""

@@ -163,12 +163,20 @@ def note(runs: Sequence[Run]) -> list[str]:
         c, protocol = r["conditions"], f" {facts['protocol']}" if facts["protocol"] else ""
         lines.append(
             f"{run.name}: {facts['task']}{protocol}, {run.headline}; {c['model']} on {c['device']} ({c['dtype']}, "
-            f"{c['threads']} threads, torch {c['versions']['torch']}), {facts['sampler']['name']}, "
-            f"cache {(facts['cache'] or {'name': 'by model'})['name']}, gen_length {facts['gen_length']}, "
-            f"block_length {facts['block_length'] or 'by sampler'}, batch_size {facts['batch_size']}, "
+            f"{c['threads']} threads, torch {c['versions']['torch']}), {way(facts)}, "
+            f"gen_length {facts['gen_length']}, batch_size {facts['batch_size']}, "
             f"temperature {facts['temperature']:g}, seed {facts['seed']}"
         )
     return lines
+
+
+def way(facts: dict[str, Any]) -> str:
+    """By which method a run decoded."""
+    if "sampler" not in facts:
+        drafter = f", drafts by {facts['draft']['name']} ({facts['verify']['name']})" if facts["draft"] else ""
+        return f"autoregressive{drafter}"
+    cache = (facts["cache"] or {"name": "by model"})["name"]
+    return f"{facts['sampler']['name']}, cache {cache}, block_length {facts['block_length'] or 'by sampler'}"
 
 
 def by_task(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -9,11 +9,14 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from dllm.evaluate.answers import TOTALS, Answer, Method
+from dllm.evaluate.answers import TOTALS, Answer, CausalMethod, Method
 from dllm.evaluate.score import pass_at_k, wilson
 from dllm.evaluate.store import Sample
 from dllm.evaluate.tasks.base import Question, Task
+from dllm.metrics import Totals
 
+COUNTS = ("nfe", "prefills", "committed", "rows", "answer_tokens", "generated_tokens", "canvas_tokens")
+"""Fields of answers and samples that are summed."""
 TIMES = ("timing", "date")
 """Fields of samples and results that differ between two runs with the same answers."""
 
@@ -25,7 +28,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sample(task: Task, question: Question, answer: Answer, method: Method, timing: Mapping[str, Any]) -> Sample:
+def sample(
+    task: Task, question: Question, answer: Answer, method: Method | CausalMethod, timing: Mapping[str, Any]
+) -> Sample:
     """A line of the samples file: its names, and below them our counts. A metric is the mean over the answers."""
     scores = [task.score(question, text) for text in answer.texts]
     values = {name: sum(score[name] for score in scores) / len(scores) for name in task.metrics}
@@ -49,16 +54,10 @@ def sample(task: Task, question: Question, answer: Answer, method: Method, timin
         "id": question.id,
         "scores": scores,
         "empty": sum(not text.strip() for text in answer.texts),
-        "nfe": answer.nfe,
-        "rows": answer.rows,
-        "answer_tokens": answer.answer_tokens,
-        "canvas_tokens": answer.canvas_tokens,
+        **{name: getattr(answer, name) for name in COUNTS},
         "timing": {
             **timing,
-            "decode_tokens": answer.decode_tokens,
-            "seconds": answer.seconds,
-            "decode_seconds": answer.decode_seconds,
-            "forwards": answer.forwards,
+            **{name: getattr(answer, name) for name in ("decode_tokens", "first_seconds", *TOTALS)},
         },
     }
 
@@ -99,21 +98,20 @@ def passed(samples: Sequence[Sample], metric: str) -> dict[str, float]:
 
 
 def counts(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Sums over all answers. tokens_per_forward: answer tokens over the forwards that their rows took part in."""
-    names = ("nfe", "rows", "answer_tokens", "canvas_tokens", "empty")
-    sums = {name: sum(s[name] for s in samples) for name in names}
+    """Sums over all answers, and what `Totals` derives from them."""
+    sums = {name: sum(s[name] for s in samples) for name in (*COUNTS, "empty")}
     answers = sum(len(s["resps"][0]) for s in samples)
-    rate = sums["answer_tokens"] / max(1, sums["nfe"])
-    return {"answers": answers, **sums, "empty_share": sums["empty"] / answers, "tokens_per_forward": rate}
+    totals = Totals(answers, **{name: n for name, n in sums.items() if name not in ("canvas_tokens", "empty")})
+    derived = {n: getattr(totals, n) for n in ("tokens_per_forward", "commit_width", "positions_per_token")}
+    return {"answers": answers, **sums, "empty_share": sums["empty"] / answers, **derived}
 
 
 def timing(samples: Sequence[Sample]) -> dict[str, Any]:
     """Seconds and rates. A run that was resumed adds up its sessions; ranks ran side by side, the slowest counts.
 
-    tokens_per_second: answer tokens over the engine's time, from the first step to the last, without loading, warm-up,
-    tokenizing, scoring and writing. decode_tokens_per_second: the same over the steps after the first forward of every
-    row in them; with many rows at once, each of which joins at some step, it rests on part of the steps. workers: the
-    models that answered side by side in a rank, the most of any session.
+    Rates are those of `Totals`: of the engine's time, from the first step to the last, without loading, warm-up,
+    tokenizing, scoring and writing; with many rows at once, each of which meets its prompt at some step, the decode
+    rate rests on part of the steps. workers: the models that answered side by side in a rank, the most of any session.
     """
     last: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
     for s in samples:
@@ -121,23 +119,24 @@ def timing(samples: Sequence[Sample]) -> dict[str, Any]:
         for name in TOTALS:
             at[name] = max(at[name], s["timing"][name])
     totals = {name: [sum(at[name] for at in sessions.values()) for sessions in last.values()] for name in TOTALS}
-    seconds, decode_seconds = max(totals["seconds"]), max(totals["decode_seconds"])
-    tokens, decoded = sum(s["answer_tokens"] for s in samples), sum(s["timing"]["decode_tokens"] for s in samples)
+    sums: dict[str, Any] = {n: sum(s["timing"][n] for s in samples) for n in ("decode_tokens", "first_seconds")}
+    spent: dict[str, Any] = {name: max(totals[name]) for name in ("seconds", "decode_seconds", "draft_seconds")}
+    answers, tokens = sum(len(s["resps"][0]) for s in samples), sum(s["generated_tokens"] for s in samples)
+    found = Totals(answers=answers, generated_tokens=tokens, **sums, **spent)
+    derived = ("tokens_per_second", "decode_tokens_per_second", "time_to_first_token", "draft_share")
     return {
-        "seconds": seconds,
-        "decode_seconds": decode_seconds,
+        **spent,
         "forwards": int(sum(totals["forwards"])),
         "ranks": len(last),
         "workers": max(s["timing"]["workers"] for s in samples),
         "sessions": max(map(len, last.values())),
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
-        "decode_tokens_per_second": decoded / decode_seconds if decode_seconds else 0.0,
+        **{name: getattr(found, name) for name in derived},
     }
 
 
 def results(
     task: Task,
-    method: Method,
+    method: Method | CausalMethod,
     samples: Sequence[Sample],
     conditions: Mapping[str, Any],
     *,

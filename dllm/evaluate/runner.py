@@ -22,7 +22,7 @@ from rich.progress import Progress as Bar
 from dllm.doctor import KERNELS, conditions
 from dllm.errors import DllmError
 from dllm.evaluate import results
-from dllm.evaluate.answers import Answer, Method, answers
+from dllm.evaluate.answers import Answer, CausalMethod, Method, answers, method_of
 from dllm.evaluate.store import Sample, Store, append
 from dllm.evaluate.tasks.base import Question, Task
 from dllm.spec import Model
@@ -46,7 +46,11 @@ def chosen(questions: Sequence[Question], limit: int | None) -> dict[int, Questi
 
 
 def facts_of(
-    task: Task, asked: Mapping[int, Question], method: Method, limit: int | None, where: Mapping[str, Any]
+    task: Task,
+    asked: Mapping[int, Question],
+    method: Method | CausalMethod,
+    limit: int | None,
+    where: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that the answers depend on."""
     texts = [[q.id, q.prompt, q.prefix, dict(q.record)] for q in asked.values()]
@@ -97,14 +101,15 @@ def evaluate(
     """Ask the model all questions of the task, and write `samples_*.jsonl` and `results_*.json` (see `store`).
 
     name: of the model, for the files. limit: ask a fixed random subset only. decoding: as of `dllm.generate` (sampler,
-    cache, gen_length, ...), over the task's own settings. A run that was killed goes on where it stopped if it is
-    started again with the same arguments; one that is done is not repeated. Returns the path of the results, on ranks
-    other than 0 None. Raises DllmError for what a user can fix.
+    cache, gen_length, ...), of a causal model as of `dllm.generate_causal` (draft, verify, ...), over the task's own
+    settings. A run that was killed goes on where it stopped if it is started again with the same arguments; one that is
+    done is not repeated. Returns the path of the results, on ranks other than 0 None. Raises DllmError for what a user
+    can fix.
     """
     where, source = environment(model, name), partial(answers, model)
     return collect(
         task,
-        Method.of(task, **decoding),
+        method_of(model.spec.attention == "causal", task, **decoding),
         where,
         source,
         output,
@@ -117,9 +122,9 @@ def evaluate(
 
 def collect(
     task: Task,
-    method: Method,
+    method: Method | CausalMethod,
     where: Mapping[str, Any],
-    source: Callable[[Mapping[int, Question], Method], Iterable[Answer]],
+    source: Callable[[Mapping[int, Question], Method | CausalMethod], Iterable[Answer]],
     output: str | Path,
     limit: int | None,
     *,

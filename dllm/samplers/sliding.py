@@ -26,7 +26,7 @@ class Sliding(Wrapper):
         check_whole("window", self.window, 1, "masked columns")
 
     def needs(self) -> Needs:
-        return replace(self.inner.needs(), whole_answer=True)
+        return replace(super().needs(), whole_answer=True)
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         return self.inner(replace(p, block=p.block & (p.masked.cumsum(1) <= min(self.window, p.masked.shape[1]))))

@@ -60,7 +60,6 @@ class CausalRun:
         self.model, self.spec, self.requests = model, model.spec, list(requests)
         self.drafter, self.rule, self.settings, self.observers = drafter, rule, settings, observers
         begin_peak(model.device)
-        self.began, self.watch = time.perf_counter(), Watch(len(requests))
         self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
         names = ("nfe", "prefills", "rows", "predicted", "attended", "columns", "refreshes", "steps", "drafted")
         self.counts = {name: [0] * len(requests) for name in (*names, "committed")}
@@ -77,6 +76,8 @@ class CausalRun:
         self.drafting = None
         if drafter is not None:
             self.drafting = drafter.start(Context(model, self.choose, rule.coupled, most, longest))
+        # Opening a draft model is no part of decoding.
+        self.began, self.watch = time.perf_counter(), Watch(len(requests))
 
     @property
     def method(self) -> str:
@@ -103,6 +104,7 @@ class CausalRun:
 
     def emissions(self) -> Iterator[Emitted]:
         """The forwards, one after the other: new rows enter, then all rows in flight go on together."""
+        self.notify("begin", self)
         while self.waiting or self.rows:
             for rows in self.admit():
                 yield self.seen(self.begin(rows), decoding=False)
@@ -110,6 +112,13 @@ class CausalRun:
             if self.rows:
                 yield self.seen(self.verify(), decoding=True)
                 self.retire()
+        self.notify("end")
+
+    def notify(self, event: str, *about: "CausalRun") -> None:
+        """Tell the observers that want to know that the run begins, or is over."""
+        for observer in self.observers:
+            if listener := getattr(observer, event, None):
+                listener(*about)
 
     def seen(self, emitted: Emitted, decoding: bool) -> Emitted:
         """Note when the tokens of a forward stood. decoding: no row met its prompt in it."""
@@ -296,7 +305,7 @@ class CausalRun:
         confidence = precise.softmax(-1).gather(-1, after.clamp(min=0)[..., None]).squeeze(-1)
         before = torch.full_like(after, UNDECIDED)
         requests, seconds = [row.request for row in emitted.rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, span, before, after, confidence, seconds, UNDECIDED)
+        step = Step(self.forwards - 1, requests, span, before, after, after, confidence, seconds, UNDECIDED)
         for observer in self.observers:
             observer(step)
         return step

@@ -7,7 +7,7 @@ import pytest
 import checkpoints
 import dllm
 from dllm.errors import DllmError
-from dllm.evaluate.answers import Method, answers
+from dllm.evaluate.answers import Method, answers, method_of
 from dllm.evaluate.tasks import Question, Task
 from dllm.generation import token_ids
 
@@ -89,17 +89,68 @@ def test_a_stop_string_ends_text_and_tokens(trained, place):
     assert answer.nfe == whole.nfe and answer.canvas_tokens == whole.canvas_tokens
 
 
-def test_time_runs_and_steps_with_a_rows_first_forward_are_told_apart(model):
+def test_time_runs_and_steps_that_meet_a_prompt_are_told_apart(model):
     got = list(answers(model, dict(enumerate(asks().questions())), Method.of(asks(), sampler="static", batch_size=1)))
     for name in ("seconds", "decode_seconds", "forwards"):
         totals = [getattr(answer, name) for answer in got]
         assert totals == sorted(totals) and totals[0] > 0
-    assert all(answer.decode_seconds < answer.seconds for answer in got)
+    assert all(answer.decode_seconds < answer.seconds and answer.first_seconds > 0 for answer in got)
     assert got[-1].forwards == sum(answer.nfe for answer in got)
     # One token a step: only the one of the first step may be missing.
-    assert all(answer.answer_tokens - answer.decode_tokens in (0, 1) for answer in got)
+    assert all(answer.generated_tokens - answer.decode_tokens in (0, 1) for answer in got)
     [one] = told(model, asks(PROMPTS[0]), threshold=0.0).values()
     assert one.nfe == 1 and one.decode_tokens == 0 == one.decode_seconds
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    return dllm.load(checkpoints.save(tmp_path_factory.mktemp("causal"), config=checkpoints.CAUSAL), dtype="float64")
+
+
+def said(model, task, **options):
+    """The answers of a causal model by their index."""
+    method = method_of(True, task, **options)
+    return {answer.index: answer for answer in answers(model, dict(enumerate(task.questions())), method)}
+
+
+def test_a_causal_model_answers_as_generate_causal_does(causal):
+    task = asks(settings={"gen_length": 12, "block_length": 4, "steps": 3})  # what is about masks is left out
+    got, drafted = said(causal, task), said(causal, task, draft="ngram:k=3", batch_size=2)
+    done = dllm.generate_causal(causal, PROMPTS, gen_length=12)
+    for i in range(3):
+        assert got[i].texts == drafted[i].texts == (done.texts[i],) and got[i].nfe == done.nfe[i]
+        assert got[i].generated_tokens == drafted[i].generated_tokens == got[i].nfe >= drafted[i].nfe
+        assert got[i].prefills == 1 and got[i].decode_tokens == got[i].generated_tokens - 1
+    assert all(answer.draft_seconds > 0 for answer in drafted.values())
+
+
+def test_a_stop_string_ends_a_causal_answer_with_the_token_that_completes_it(causal):
+    whole = said(causal, asks(PROMPTS[1]))[0]
+    stop = whole.texts[0][4:6]
+    cut = said(causal, asks(PROMPTS[1], stop=(stop,)))[0]
+    assert cut.texts == (whole.texts[0].partition(stop)[0],) and cut.nfe < whole.nfe
+    assert cut.generated_tokens == cut.nfe > cut.answer_tokens
+
+
+def test_what_is_meant_for_the_other_kind_of_model_is_refused(model, causal):
+    for options in ({"sampler": "static"}, {"cache": "dual"}, {"remasking": "random"}):
+        with pytest.raises(DllmError, match="does not apply to this model, which decodes token by token"):
+            method_of(True, asks(), **options)
+    with pytest.raises(DllmError, match="draft='ngram' does not apply to this model, which fills masks"):
+        method_of(False, asks(), draft="ngram")
+    with pytest.raises(DllmError, match="steps=4 is about filling masks"):
+        method_of(True, asks(), steps=4)
+    with pytest.raises(DllmError, match="this model fills masks"):
+        said(model, asks())
+    with pytest.raises(DllmError, match="it cannot fill masks"):
+        told(causal, asks())
+
+
+def test_the_facts_of_a_causal_method_tell_drafter_and_rule():
+    facts = method_of(True, asks(), draft="ngram:k=3", verify="ratio", temperature=0.5).facts()
+    assert (facts["draft"]["name"], facts["draft"]["k"], facts["verify"]) == ("ngram", 3, {"name": "ratio"})
+    assert facts["temperature"] == 0.5 and facts["seed"] == 0 and "steps" not in facts and facts["chat"]
+    assert method_of(True, asks()).facts()["draft"] is None
 
 
 def test_the_callers_settings_stand_over_the_tasks():

@@ -161,10 +161,16 @@ def test_shares_hold_every_question_once():
     assert {i: q for share in found for i, q in share.items()} == asked
 
 
+def answered(index, seconds, decode_seconds, forwards):
+    counts = dict.fromkeys(("nfe", "prefills", "committed", "rows", "answer_tokens", "generated_tokens"), 1)
+    counts |= {"canvas_tokens": 1, "decode_tokens": 1, "first_seconds": 0.5, "draft_seconds": seconds / 4}
+    return Answer(index, "", ("",), **counts, seconds=seconds, decode_seconds=decode_seconds, forwards=forwards)
+
+
 def test_times_of_workers_side_by_side_are_those_of_the_slowest():
-    totals, answer = Totals(), Answer(0, "", ("",), 1, 1, 1, 1, 1, 2.0, 1.0, 10)
+    totals, answer = Totals(), answered(0, 2.0, 1.0, 10)
     assert totals.tell("a", answer).seconds == 2.0
-    told = totals.tell("b", Answer(1, "", ("",), 1, 1, 1, 1, 1, 3.0, 0.5, 5))
+    told = totals.tell("b", answered(1, 3.0, 0.5, 5))
     assert (told.seconds, told.decode_seconds, told.forwards) == (3.0, 1.0, 15)
     totals.rest("a")
     told = totals.tell("a", answer)

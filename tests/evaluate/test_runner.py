@@ -246,11 +246,11 @@ def test_scores_and_counts_are_those_of_the_samples(whole):
     )
     assert found["intervals"]["correct"] == list(wilson(int(right), N))
     assert [s["doc_id"] for s in samples] == sorted(s["doc_id"] for s in samples)
-    for name in ("nfe", "answer_tokens", "canvas_tokens"):
+    for name in ("nfe", "committed", "answer_tokens", "generated_tokens", "canvas_tokens"):
         assert found["counts"][name] == sum(s[name] for s in samples)
-    assert found["counts"]["tokens_per_forward"] == found["counts"]["answer_tokens"] / found["counts"]["nfe"]
+    assert found["counts"]["tokens_per_forward"] == found["counts"]["generated_tokens"] / found["counts"]["nfe"]
     timing = json.loads(whole.read_text())["timing"]
-    assert timing["tokens_per_second"] == pytest.approx(found["counts"]["answer_tokens"] / timing["seconds"])
+    assert timing["tokens_per_second"] == pytest.approx(found["counts"]["generated_tokens"] / timing["seconds"])
     assert 0 < timing["decode_seconds"] < timing["seconds"]
 
 

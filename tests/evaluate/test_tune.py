@@ -23,7 +23,7 @@ ASKED = [Question(str(i), f"question {i}", {}) for i in range(100)]
 
 def cell(right, n=100, speed=1.0):
     """`right` of n questions answered right, the first ones."""
-    return Cell(tuple(int(i < right) for i in range(n)), nfe=n, answer_tokens=100 * n, seconds=100 * n / speed)
+    return Cell(tuple(int(i < right) for i in range(n)), nfe=n, generated_tokens=100 * n, seconds=100 * n / speed)
 
 
 class FakeBench:
@@ -37,7 +37,7 @@ class FakeBench:
         share, speed = self.chances[candidate]
         # The same draw for every candidate: answers differ no more than they must.
         right = tuple(int(random.Random(f"{self.seed} {q.id}").random() < share) for q in asked)
-        return Cell(right, nfe=len(asked), answer_tokens=len(asked), seconds=len(asked) / speed)
+        return Cell(right, nfe=len(asked), generated_tokens=len(asked), seconds=len(asked) / speed)
 
 
 def test_fronts_hold_what_nothing_beats():
