@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
@@ -64,6 +63,8 @@ def fingerprint(model: Any) -> str:
 
 def save(heads: Heads, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the heads and what they are, each file replaced at once. facts: "target", "accuracy" and more to tell."""
+    from safetensors.torch import save_file  # only who trains heads writes any
+
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().to("cpu", dtype) for name, value in heads.named_parameters()}
     known = {"kind": heads.kind, "n_heads": heads.n_heads, "hidden_size": heads.hidden_size}

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
@@ -50,6 +49,8 @@ def likely(
 
 def save_stop(head: StopHead, folder: Path, model: Any, facts: Mapping[str, Any]) -> None:
     """Write the head of this draft model, each file replaced at once."""
+    from safetensors.torch import save_file  # only who trains a head writes one
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: p.detach().cpu() for n, p in head.named_parameters()}, folder / f"{WEIGHTS}.tmp")
     (folder / f"{CONFIG}.tmp").write_text(json.dumps({"weights": fingerprint(model), **facts}) + "\n")
