@@ -75,22 +75,25 @@ def main() -> None:
     prompts = [token_ids(model, problem.question, True) for problem in tasks.problems("math", options.prompts)]
 
     def opened(name: str) -> Any:
-        made = transformers.AutoModelForCausalLM.from_pretrained(find(name, None), dtype=torch.float32).eval()
+        made: Any = transformers.AutoModelForCausalLM.from_pretrained(find(name, None), dtype=torch.float32)
         made.generation_config.eos_token_id, made.generation_config.pad_token_id = None, 0
         return made
 
     other = opened(options.model)
 
     def ours(batch_size: int, draft: Any = None) -> Callable[[], Answers]:
-        settings = {"gen_length": length, "batch_size": batch_size, "eos_early_stop": False}
+        settings: dict[str, Any] = {"gen_length": length, "batch_size": batch_size, "eos_early_stop": False}
         return lambda: dllm.generate_causal(model, prompts, draft, **settings).completions
 
-    runs = {}
+    def reference(batch_size: int, **more: Any) -> Callable[[], Answers]:
+        return lambda: theirs(other, prompts, length, batch_size, **more)
+
+    runs: dict[str, Callable[[], Answers]] = {}
     for n in (1, 8):
-        runs[f"transformers, batch {n}"] = lambda n=n: theirs(other, prompts, length, n)  # type: ignore[misc]
+        runs[f"transformers, batch {n}"] = reference(n)
         runs[f"dllm, batch {n}"] = ours(n)
     lookup = {"prompt_lookup_num_tokens": k, "max_matching_ngram_size": 3}
-    runs["transformers, prompt lookup"] = lambda: theirs(other, prompts, length, 1, **lookup)
+    runs["transformers, prompt lookup"] = reference(1, **lookup)
     runs["dllm, ngram"] = ours(1, dllm.speculate.make("ngram", k=k))
     runs["dllm, suffix"] = ours(1, "suffix")
     runs["dllm, recycling"] = ours(1, "recycling:k=16")
@@ -100,7 +103,7 @@ def main() -> None:
         small.generation_config.num_assistant_tokens_schedule = "constant"
         small.generation_config.assistant_confidence_threshold = 0.0  # always k tokens, as ours
         mine = dllm.load(options.draft, device="cpu", dtype="float32")
-        runs["transformers, assisted"] = lambda: theirs(other, prompts, length, 1, assistant_model=small)
+        runs["transformers, assisted"] = reference(1, assistant_model=small)
         runs["dllm, model"] = ours(1, dllm.speculate.make("model", model=mine, k=k))
     speed, answers = interleaved(runs, options.repeat)
     table = Table(title=f"new tokens per second, {options.model}, {length} tokens of {len(prompts)} prompts, greedy")

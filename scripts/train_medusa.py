@@ -250,7 +250,7 @@ def train(options: argparse.Namespace) -> None:
     trainer = Trainer(model, recipe, files, folder)
     trainer.train()
     seen = (load_file(file)["next"].tolist() for file in files)
-    config = {
+    config: dict[str, Any] = {
         "target": fingerprint(model),
         "held_out": sum(1 for _ in source.pairs("test", options.held_out)),
         "texts": sum(1 for _ in source.pairs("train", options.texts)),

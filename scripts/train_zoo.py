@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from zoo_objectives import Batch, block_loss, causal_loss, masked_loss
 
+import dllm
 from dllm.loading import load
 from dllm.models import FAMILIES
 from dllm.models.transformer import Transformer
@@ -59,7 +60,10 @@ class Recipe:
     block_length: int = 0
     """Of a block-diffusion model."""
     teacher: str = ""
-    """A bundled causal model whose tokenizer the run takes, and whose predictions it learns instead of the texts'."""
+    """A bundled causal model whose tokenizer the run takes. Instead of the texts a causal model learns its predictions,
+    and a block-diffusion model its greedy answers where they are right, which leaves fewer ways to say the same."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """The recipe of the model that the run begins with, if that is not bundled: it is trained first."""
     cart: float = 0.0
     """Above 0: weigh a masked token by the known ones around it (Dream's CART) instead of by the masked share."""
 
@@ -86,7 +90,23 @@ RECIPES = {
         shape={"hidden": 64, "layers": 4, "heads": 4, "mlp": 176},
     ),
     "tiny-block": Recipe(
-        family="Fast_dLLM_QwenForCausalLM", seed=4, steps=4000, start="tiny-ar", curriculum=1, block_length=8
+        family="Fast_dLLM_QwenForCausalLM",
+        seed=5,
+        steps=1600,
+        learning_rate=1.5e-3,
+        muon_learning_rate=0.005,
+        decay_share=0.5,
+        curriculum=1,
+        block_length=8,
+        teacher="tiny-ar",
+        first={
+            "family": "Fast_dLLM_QwenForCausalLM",
+            "seed": 4,
+            "steps": 4000,
+            "curriculum": 1,
+            "block_length": 8,
+            "start": "tiny-ar",
+        },
     ),
 }
 
@@ -150,7 +170,16 @@ def texts(recipe: Recipe, n: int) -> Iterator[str]:
             yield problem.answer
 
 
-def encode(recipe: Recipe, tokenizer: Any, pool: int) -> list[tuple[list[int], list[int]]]:
+def told(teacher: Transformer, problems: list[tasks.Problem], texts: list[list[int]]) -> list[list[int]]:
+    """The teacher's greedy answers where they are right, else the texts'."""
+    made = dllm.generate_causal(teacher, [p.question for p in problems], gen_length=64, batch_size=128)
+    pairs = zip(problems, made.completions, made.texts or [], texts, strict=True)
+    return [
+        own[:-1] if own[-1] in teacher.spec.eos_ids and tasks.correct(p, said) else text for p, own, said, text in pairs
+    ]
+
+
+def encode(recipe: Recipe, tokenizer: Any, pool: int, teacher: Transformer | None) -> list[tuple[list[int], list[int]]]:
     """The token ids of prompt and answer of one pool of problems, in order of length."""
     rng = random.Random(f"{recipe.seed}/{pool}")
     names, weights = list(recipe.mixture), list(recipe.mixture.values())
@@ -162,16 +191,18 @@ def encode(recipe: Recipe, tokenizer: Any, pool: int) -> list[tuple[list[int], l
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     )
     prompts = tokenizer.encode_batch([f"{head}{p.question.strip()}<|eot_id|>{turn}" for p in problems])
-    answers = tokenizer.encode_batch([p.answer for p in problems])
-    rows = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
+    answers = [a.ids for a in tokenizer.encode_batch([p.answer for p in problems])]
+    if teacher is not None and recipe.block_length:
+        answers = told(teacher, problems, answers)
+    rows = [(p.ids, a) for p, a in zip(prompts, answers, strict=True)]
     return sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
 
 
-def batches(recipe: Recipe, tokenizer: Any, first: int) -> Iterator[Batch]:
+def batches(recipe: Recipe, tokenizer: Any, teacher: Transformer | None, first: int) -> Iterator[Batch]:
     """The batches of the steps from `first` on; each step's batch depends on the recipe alone."""
     eos = tokenizer.token_to_id("<|endoftext|>")
     for pool in range(first // POOL, 1 << 40):
-        rows = encode(recipe, tokenizer, pool)
+        rows = encode(recipe, tokenizer, pool, teacher)
         rng = random.Random(f"{recipe.seed}/{pool}/order")
         order = rng.sample(range(POOL), POOL)
         # How far the canvas goes on after the answer: mostly a little, sometimes to a whole canvas of 256.
@@ -208,10 +239,11 @@ class Trainer:
         self.tokens, self.seconds = 0, 0.0
         self.family = FAMILIES[recipe.family]
         path = folder / "tokenizer.json"
-        lender = recipe.start or recipe.teacher
+        begin = folder / "first" if recipe.first else ZOO / recipe.start if recipe.start else None
+        lender = begin or (ZOO / recipe.teacher if recipe.teacher else None)
         if lender:
             for file in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(ZOO / lender / file, folder)
+                shutil.copy(lender / file, folder)
         elif not path.exists():
             save_tokenizer(train_tokenizer(texts(recipe, 6000)), folder)
         self.tokenizer = Tokenizer.from_file(str(path))
@@ -227,11 +259,11 @@ class Trainer:
                     torch.nn.init.zeros_(p)
                 if name.endswith("bias"):
                     torch.nn.init.zeros_(p)
-        if recipe.start:
-            begin = dict(load(ZOO / recipe.start, dtype="float32", device="cpu").named_parameters())
+        if begin:
+            given = dict(load(begin, dtype="float32", device="cpu").named_parameters())
             for name, p in self.model.named_parameters():
-                if name in begin:
-                    p.data.copy_(begin[name])
+                if name in given:
+                    p.data.copy_(given[name])
         self.model.to(device)
         groups: dict[str, list[torch.nn.Parameter]] = {"matrices": [], "qkv": [], "others": []}
         for name, p in self.model.named_parameters():
@@ -332,25 +364,10 @@ class Trainer:
         (self.folder / "recipe.json").write_text(json.dumps(asdict(self.recipe) | facts, indent=2) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=RECIPES)
-    parser.add_argument("--out", type=Path, help="folder to write to; default dllm/zoo/NAME")
-    parser.add_argument("--recipe", type=Path, help="a recipe.json to repeat")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--card", type=int, default=500, help="problems per task that the model card is measured on")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    recipe = RECIPES[options.name]
-    if options.recipe:
-        fields = json.loads(options.recipe.read_text())
-        recipe = Recipe(**{k: v for k, v in fields.items() if k in Recipe.__dataclass_fields__})
-    if options.steps:
-        recipe = replace(recipe, steps=options.steps)
-    folder = options.out or ZOO / options.name
+def train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> None:
+    """Train from where the run stands in the folder to its end, and export the model there."""
+    if recipe.first and not (folder / "first" / "model.safetensors").exists():
+        train(Recipe(**recipe.first), folder / "first", options)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, folder, torch.device(options.device))
     columns = (
@@ -363,7 +380,7 @@ def main() -> None:
     before, began, tokens, mean = trainer.seconds, time.monotonic(), 0, 0.0
     with Progress(*columns, refresh_per_second=1) as progress:
         bar = progress.add_task(options.name, total=recipe.steps, completed=trainer.step)
-        stream = batches(recipe, trainer.tokenizer, trainer.step)
+        stream = batches(recipe, trainer.tokenizer, trainer.teacher, trainer.step)
         while trainer.step < recipe.steps:
             batch = next(stream)
             loss = trainer.train_step(batch)
@@ -388,6 +405,28 @@ def main() -> None:
                     flush=True,
                 )
     trainer.export()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--out", type=Path, help="folder to write to; default dllm/zoo/NAME")
+    parser.add_argument("--recipe", type=Path, help="a recipe.json to repeat")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--card", type=int, default=500, help="problems per task that the model card is measured on")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recipe = RECIPES[options.name]
+    if options.recipe:
+        fields = json.loads(options.recipe.read_text())
+        recipe = Recipe(**{k: v for k, v in fields.items() if k in Recipe.__dataclass_fields__})
+    if options.steps:
+        recipe = replace(recipe, steps=options.steps)
+    folder = options.out or ZOO / options.name
+    train(recipe, folder, options)
     card(folder, options.card)
 
 

@@ -13,6 +13,7 @@ from dllm.canvas import Span
 from dllm.noise import OWN, Key
 from dllm.speculate import Drafter, Drafting, Tree
 from dllm.speculate.choose import following
+from dllm.speculate.heads import Heads, fingerprint, save
 
 
 def prompts(n, seed=0, vocab_size=38, longest=12):
@@ -171,3 +172,25 @@ def strangeness(model, prompt, drafter, rule, n=4000, length=3, **settings):
     degrees = len(seen) - 1
     x = float(((seen - expected) ** 2 / expected).sum())
     return ((x / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / math.sqrt(2 / (9 * degrees))
+
+
+ACCURACY = [[0.6, 0.2, 0.1], [0.5, 0.2, 0.1], [0.4, 0.1, 0.05]]
+"""How often the ranks of three heads are right, as heads.json tells it."""
+
+
+def random_heads(model, kind, seed=0):
+    """Heads with random weights, in the model's dtype."""
+    heads = Heads(len(ACCURACY), model.spec.hidden_size, kind == "hydra").to(model.dtype).requires_grad_(False)
+    draw = torch.Generator().manual_seed(seed)
+    for p in heads.parameters():
+        p.copy_(0.3 * torch.randn(p.shape, generator=draw, dtype=p.dtype))
+    return heads
+
+
+def write_heads(folder, model, kind, dtype=torch.float64, **facts):
+    """Heads with random weights in a folder, as trained ones are."""
+    heads = random_heads(model, kind)
+    save(
+        heads, folder, {"target": fingerprint(model), "accuracy": ACCURACY, "frequent": [38, *range(20)]} | facts, dtype
+    )
+    return heads

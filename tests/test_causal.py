@@ -1,6 +1,7 @@
 """Autoregressive decoding as users call it: what goes in, what comes out, what is counted, and what is refused."""
 
 import dataclasses
+import io
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def test_a_run_can_be_watched_and_kept(model, tmp_path):
     run = stream_causal(model, PROMPTS[:2], "ngram", gen_length=6, observers=[trace])
     with pytest.raises(RuntimeError, match="0 of 2 rows are finished"):
         run.result()
-    with LiveView(run, Console(file=(tmp_path / "screen").open("w"), force_terminal=True)) as view:
+    with LiveView(run, Console(file=io.StringIO(), force_terminal=True)) as view:
         for step in run:
             view(step)
     assert view.answers == [c + [-1] * (6 - len(c)) for c in run.result().completions]

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "models": {"canvas", "spec", "errors"},
     "speculate": {
         *("cache", "canvas", "errors", "generation", "loading", "metrics", "models", "noise", "options", "propose"),
-        *("schedule", "settings", "spec", "trace"),
+        *("schedule", "settings", "spec", "trace", "weights"),
     },
     "causal": {"errors", "generation", "models", "settings", "spec", "speculate", "trace"},
     "engine": {

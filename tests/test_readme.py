@@ -9,6 +9,7 @@ import pytest
 from dllm import arguments, settings_file
 from dllm.cache import CACHES
 from dllm.samplers import SAMPLERS
+from dllm.speculate import DRAFTERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,11 +22,11 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS, *CACHES])
+@pytest.mark.parametrize("name", [*SAMPLERS, *CACHES, *DRAFTERS])
 def test_every_method_stands_in_a_table_with_its_file(name):
     rows = [line for line in README.splitlines() if line.startswith("|") and ".py`" in line]
     [row] = [line for line in rows if f"`{name}`" in line.split("|")[1]]
-    [file] = re.findall(r"`((?:samplers|cache)/\w+\.py)`", row)
+    [file] = re.findall(r"`((?:samplers|cache|speculate)/\w+\.py)`", row)
     assert (ROOT / "dllm" / file).is_file()
 
 

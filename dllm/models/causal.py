@@ -26,7 +26,7 @@ def rotary(config: Config) -> dict[str, Any]:
     scaling = None
     if (rope.get("rope_type") or rope.get("type")) == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        scaling = RopeScaling(*(number(rope, name, required(rope, name)) for name in names))
+        scaling = RopeScaling(*(number({name: required(rope, name)}, name, 1.0) for name in names))
         if scaling.high <= scaling.low:
             raise DllmError(
                 f"config.json has high_freq_factor={scaling.high}, not above low_freq_factor={scaling.low}."

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
@@ -64,11 +63,13 @@ def fingerprint(model: Any) -> str:
 
 def save(heads: Heads, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the heads and what they are, each file replaced at once. facts: "target", "accuracy" and more to tell."""
+    from safetensors.torch import save_file  # only who trains heads writes any
+
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().to("cpu", dtype) for name, value in heads.named_parameters()}
     known = {"kind": heads.kind, "n_heads": heads.n_heads, "hidden_size": heads.hidden_size}
     save_file(tensors, folder / f"{WEIGHTS}.tmp")
-    (folder / f"{CONFIG}.tmp").write_text(json.dumps(known | dict(facts), indent=1) + "\n")
+    (folder / f"{CONFIG}.tmp").write_text(json.dumps(known | dict(facts)) + "\n")
     for name in (WEIGHTS, CONFIG):
         os.replace(folder / f"{name}.tmp", folder / name)
 

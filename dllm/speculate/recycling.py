@@ -72,7 +72,8 @@ class Remembering(Drafting):
     def recycle(self, row: Row) -> Tree:
         """The template with tokens; a node whose parent's followers are not known is left out with all behind it."""
         known = self.followers[row.request]
-        tokens, parents, place = [], [], {-1: -1}
+        tokens: list[int] = []
+        parents, place = list[int](), {-1: -1}
         for node, (parent, rank) in enumerate(template(self.settings.k, self.settings.width)):
             if parent not in place:
                 continue

@@ -104,6 +104,7 @@ class CausalRun:
 
     def emissions(self) -> Iterator[Emitted]:
         """The forwards, one after the other: new rows enter, then all rows in flight go on together."""
+        self.notify("begin", self)
         while self.waiting or self.rows:
             for rows in self.admit():
                 yield self.seen(self.begin(rows), decoding=False)
@@ -111,6 +112,13 @@ class CausalRun:
             if self.rows:
                 yield self.seen(self.verify(), decoding=True)
                 self.retire()
+        self.notify("end")
+
+    def notify(self, event: str, *about: "CausalRun") -> None:
+        """Tell the observers that want to know that the run begins, or is over."""
+        for observer in self.observers:
+            if listener := getattr(observer, event, None):
+                listener(*about)
 
     def seen(self, emitted: Emitted, decoding: bool) -> Emitted:
         """Note when the tokens of a forward stood. decoding: no row met its prompt in it."""

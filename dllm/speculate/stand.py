@@ -27,7 +27,8 @@ class Stand(Drafter):
     they remember, which is what the paper is for; different prompts do not.
     """
 
-    min_n: int = 2
+    min_n: int = 1
+    """Beyond the paper's 2: a single token that is known is a better guess than none."""
     max_n: int = 4
     budget: int = 16
     """Nodes of a tree."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
@@ -44,14 +43,17 @@ def likely(
     """How likely each token is accepted: what the head says, or, without one, the drafter's own probability of it."""
     if head is None:
         return p.gather(1, tokens[:, None]).squeeze(1)
-    return head(hidden, model.embed(tokens)).sigmoid()
+    chance: Tensor = head(hidden, model.embed(tokens)).sigmoid()
+    return chance
 
 
 def save_stop(head: StopHead, folder: Path, model: Any, facts: Mapping[str, Any]) -> None:
     """Write the head of this draft model, each file replaced at once."""
+    from safetensors.torch import save_file  # only who trains a head writes one
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file({n: p.detach().cpu() for n, p in head.named_parameters()}, folder / f"{WEIGHTS}.tmp")
-    (folder / f"{CONFIG}.tmp").write_text(json.dumps({"weights": fingerprint(model), **facts}, indent=1) + "\n")
+    (folder / f"{CONFIG}.tmp").write_text(json.dumps({"weights": fingerprint(model), **facts}) + "\n")
     for name in (WEIGHTS, CONFIG):
         os.replace(folder / f"{name}.tmp", folder / name)
 

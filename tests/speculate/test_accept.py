@@ -75,7 +75,7 @@ def test_lossless_rules_emit_the_models_probabilities(eight, table, name, branch
     assert abs(strangeness(eight, [1, 2, 3], drafter, name, n=2500, temperature=temperature)) < LIMIT
 
 
-@pytest.mark.parametrize("drafter", ["ngram", "suffix:least=0", "recycling:k=6"])
+@pytest.mark.parametrize("drafter", ["ngram", "suffix:least=0", "recycling:k=6", "stand:min_n=1,budget=6"])
 def test_drafts_that_were_not_drawn_are_exact_under_the_ratio_rule_too(eight, drafter):
     assert abs(strangeness(eight, [1, 2, 3, 1, 2, 3], drafter, "ratio", n=2500)) < LIMIT
 

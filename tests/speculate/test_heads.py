@@ -12,8 +12,8 @@ from dllm.speculate import Context, Row
 from dllm.speculate.choose import Chooser
 from dllm.speculate.heads import KINDS, Heads, fingerprint, load, save
 from dllm.speculate.medusa import Hydra, Medusa
+from drafting import ACCURACY, random_heads, write_heads
 
-ACCURACY = [[0.6, 0.2, 0.1], [0.5, 0.2, 0.1], [0.4, 0.1, 0.05]]
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -21,23 +21,6 @@ both = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(scope="module")
 def target(tiny):
     return tiny(attention="causal", mask_id=None)
-
-
-def random_heads(model, kind, seed=0):
-    """Heads with random weights, in the model's dtype."""
-    heads = Heads(len(ACCURACY), model.spec.hidden_size, kind == "hydra").to(model.dtype).requires_grad_(False)
-    draw = torch.Generator().manual_seed(seed)
-    for p in heads.parameters():
-        p.copy_(0.3 * torch.randn(p.shape, generator=draw, dtype=p.dtype))
-    return heads
-
-
-def written(folder, model, kind, dtype=torch.float64, **facts):
-    heads = random_heads(model, kind)
-    save(
-        heads, folder, {"target": fingerprint(model), "accuracy": ACCURACY, "frequent": [38, *range(20)]} | facts, dtype
-    )
-    return heads
 
 
 @both
@@ -57,7 +40,7 @@ def test_hydras_heads_read_the_tokens_in_between_and_medusas_do_not(target):
 
 @both
 def test_heads_come_back_as_they_were_written_in_the_models_dtype(target, kind, tmp_path):
-    heads, found = written(tmp_path, target, kind), load(tmp_path, target)
+    heads, found = write_heads(tmp_path, target, kind), load(tmp_path, target)
     hidden, between = torch.randn(4, 32, dtype=torch.float64), [torch.randn(4, 32, dtype=torch.float64)] * 3
     assert torch.equal(found(3, hidden, between), heads(3, hidden, between)) and found.n_heads == 3
     save(heads, tmp_path, {"target": fingerprint(target), "accuracy": ACCURACY})
@@ -88,7 +71,10 @@ def slowly(target, heads, row, hidden, choose, tree):
 @both
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_draft_has_at_every_node_the_guess_of_its_rank(target, kind, temperature, tmp_path):
-    heads, choose = written(tmp_path, target, kind), Chooser(Settings(temperature=temperature, seed=4), torch.arange(0))
+    heads, choose = (
+        write_heads(tmp_path, target, kind),
+        Chooser(Settings(temperature=temperature, seed=4), torch.arange(0)),
+    )
     drafter = (Hydra if kind == "hydra" else Medusa)(str(tmp_path), budget=9)
     live = drafter.start(Context(target, choose, True, 3, 64))
     rows = [Row(7 - i, i, [*prompt, 2 + i], len(prompt), 11 + i, 64) for i, prompt in enumerate(PROMPTS)]
@@ -104,7 +90,7 @@ def test_a_draft_has_at_every_node_the_guess_of_its_rank(target, kind, temperatu
 
 @both
 def test_a_draft_continues_from_the_state_of_the_last_accepted_node(target, kind, tmp_path):
-    written(tmp_path, target, kind)
+    write_heads(tmp_path, target, kind)
     run = dllm.stream_causal(target, PROMPTS, f"{kind}:heads={tmp_path},budget=6", gen_length=12, eos_early_stop=False)
     for _ in range(4):
         run.verify() if run.rows else [run.begin(rows) for rows in run.admit()]
@@ -119,7 +105,7 @@ def test_a_draft_continues_from_the_state_of_the_last_accepted_node(target, kind
 @both
 @pytest.mark.parametrize("verify", ["match", "ratio"])
 def test_heads_change_forwards_but_not_greedy_tokens(target, kind, verify, tmp_path):
-    written(tmp_path, target, kind)
+    write_heads(tmp_path, target, kind)
     plain = dllm.generate_causal(target, PROMPTS, gen_length=20)
     for options in ("", ",vocab=12", ",budget=1"):
         made = dllm.generate_causal(target, PROMPTS, f"{kind}:heads={tmp_path}{options}", verify=verify, gen_length=20)
@@ -127,7 +113,7 @@ def test_heads_change_forwards_but_not_greedy_tokens(target, kind, verify, tmp_p
 
 
 def test_a_trimmed_vocabulary_bounds_what_is_drafted(target, tmp_path):
-    written(tmp_path, target, "medusa")
+    write_heads(tmp_path, target, "medusa")
     live = Medusa(str(tmp_path), vocab=5).start(Context(target, Chooser(Settings(), torch.arange(0)), True, 1, 64))
     row = Row(0, 0, [1, 2], 1, 0, 64)
     live.begin(row, None, torch.randn(1, 32, dtype=torch.float64))
@@ -156,7 +142,7 @@ def broken(folder, **changes):
     ids=str,
 )
 def test_heads_that_do_not_fit_are_refused_with_the_reason(target, tmp_path, changes, what):
-    written(tmp_path, target, "medusa")
+    write_heads(tmp_path, target, "medusa")
     broken(tmp_path, **changes)
     with pytest.raises(DllmError, match=what):
         dllm.generate_causal(target, [1], f"medusa:heads={tmp_path}", gen_length=4)
@@ -170,7 +156,7 @@ def test_a_folder_without_heads_and_a_model_without_bundled_ones_are_refused(tar
 
 
 def test_a_vocabulary_cannot_be_trimmed_where_nobody_counted(target, tmp_path):
-    written(tmp_path, target, "medusa", frequent=[])
+    write_heads(tmp_path, target, "medusa", frequent=[])
     with pytest.raises(DllmError, match="tell no frequent tokens"):
         dllm.generate_causal(target, [1], f"medusa:heads={tmp_path},vocab=5", gen_length=4)
 

@@ -8,6 +8,7 @@ import torch
 import dllm
 from dllm import DllmError
 from dllm.speculate.stop import StopHead, load_stop, save_stop
+from drafting import strangeness
 
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
 CAUSAL = {"attention": "causal", "mask_id": None}
@@ -56,6 +57,12 @@ def test_a_draft_ends_with_the_token_by_which_its_chance_is_too_low(target, mode
     run.begin(run.admit()[0])
     assert len(run.drafting.draft(run.rows)[0]) == n
     assert run.drafting.forwards == 1 + n  # the prompt, and one for each token
+
+
+def test_a_stopped_draft_is_exact_under_the_ratio_rule_too(tiny):
+    sizes = CAUSAL | {"n_layers": 1, "vocab_size": 8, "eos_ids": (7,), "sharpness": 1.5}
+    small = [tiny(seed, **sizes) for seed in (0, 1)]
+    assert abs(strangeness(small[0], [1, 2, 3], drafter(small[1], k=2, stop=0.4), "ratio", n=2500)) < 4
 
 
 def test_a_head_comes_back_as_it_was_written(model, tmp_path):
