@@ -109,6 +109,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_state(scripts, mod
     with pytest.raises(DllmError, match=r"the loss is (nan|inf) at step \d+; lower the learning rate"):
         trainer.train()
     assert not [*tmp_path.iterdir()]
+    with pytest.raises(DllmError, match=r"the loss is (nan|inf); lower the learning rate"):
+        scripts[2].fit(model, files, epochs=2, rows=64, learning_rate=1e38, seed=0)
 
 
 def test_the_script_leaves_heads_that_draft_and_say_what_they_are(scripts, monkeypatch, tmp_path, capsys):
