@@ -92,7 +92,7 @@ RECIPES = {
     "tiny-block": Recipe(
         family="Fast_dLLM_QwenForCausalLM",
         seed=5,
-        steps=2200,
+        steps=1600,
         learning_rate=1.5e-3,
         muon_learning_rate=0.005,
         decay_share=0.5,
