@@ -56,8 +56,8 @@ class Heads(nn.Module):
 
 
 def fingerprint(model: Any) -> str:
-    """A name for a model's weights, whatever the dtype they were loaded in: a hash of signs in its last layer."""
-    weight = model.layers[-1].down.weight
+    """A name for a model's weights, whatever dtype they were loaded in: of signs in its last layer's attention."""
+    weight = model.layers[-1].out.weight
     return hashlib.blake2b((weight > 0).cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import dllm
 from dllm import DllmError
@@ -109,6 +110,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_state(scripts, mod
     with pytest.raises(DllmError, match=r"the loss is (nan|inf) at step \d+; lower the learning rate"):
         trainer.train()
     assert not [*tmp_path.iterdir()]
+    part = load_file(files[0])
+    save_file(part | {"hidden": part["hidden"].fill_(torch.nan)}, tmp_path / "part")
+    with pytest.raises(DllmError, match="the loss is nan; lower the learning rate"):
+        scripts[2].fit(model, [tmp_path / "part"], epochs=1, rows=64, learning_rate=1e-3, seed=0)
 
 
 def test_the_script_leaves_heads_that_draft_and_say_what_they_are(scripts, monkeypatch, tmp_path, capsys):
