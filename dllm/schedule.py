@@ -135,7 +135,7 @@ class Schedule:
         self.fill = spec.eos_ids[0] if spec.eos_ids else 0
         n_rows = min(len(requests), settings.batch_size)
         width = max(len(r.answer) for r in requests)
-        self.block_length = settings.block_length or (width if sampler.needs().whole_answer else 32)
+        self.block_length = sampler.block_length(settings.block_length, width)
         tokens = torch.full((n_rows, max(r.length for r in requests)), self.fill, device=device)
         nothing = torch.zeros(n_rows, dtype=torch.long, device=device)
         self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.mask(spec), width)

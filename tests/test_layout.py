@@ -1,12 +1,12 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
-api, compat, infill, verify, loading, cli, evaluate ──► all of these
+api, compat, infill, verify, loading, cli, evaluate, filters ──► all of these
 engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks, trace, spec
 drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan
 schedule ──► samplers, canvas, generation, settings, spec        propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
-hooks ──► canvas
+hooks ──► canvas                           fingerprint ──► spec
 generation ──► spec, noise                 settings ──► spec                      trace, spec ──► canvas
 options ──► errors                         canvas, noise, errors ──► nothing
 """
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "settings": {"spec", "errors"},
     "generation": {"spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
+    "fingerprint": {"spec", "errors"},
     "plan": {"canvas"},
     "pace": {"plan"},
     "forward": {"cache", "canvas", "plan", "spec"},
