@@ -20,8 +20,8 @@ from dllm.samplers.base import Sampler
 from dllm.samplers.filter import Filter
 from dllm.spec import Model
 
-PLAIN = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
-LEARNED = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+PLAIN = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+LEARNED = (0.9, 0.8, 0.7, 0.6)
 """Thresholds that are measured, of the filter its own besides."""
 
 
