@@ -11,6 +11,7 @@ from dllm.cache.base import Cache
 from dllm.cache.encoder import EncoderCache
 from dllm.engine import Run
 from dllm.errors import DllmError, unknown
+from dllm.fingerprint import fingerprint
 from dllm.generation import Constraints, Generation, Prompt, Request, check_lengths, constrained, requests
 from dllm.hooks import Hooks
 from dllm.samplers.base import Sampler
@@ -160,6 +161,25 @@ def check_pair(sampler: Sampler, cache: Cache, drafts: int | str = 1) -> None:
         )
 
 
+def check_fitted(model: Model, sampler: Sampler, settings: Settings) -> None:
+    """Raise DllmError if the sampler was fitted for another model, or for blocks of another length."""
+    fitted, ours = sampler.needs().fitted, getattr(model, "name", "") or "this model"
+    if fitted is None:
+        return
+    if (found := fingerprint(model)) != fitted.fingerprint:
+        raise DllmError(
+            f"{fitted.method} was fitted on {fitted.model} (weights {fitted.fingerprint}), and {ours} has others "
+            f"({found}); fit one for it with dllm train-filter, or take another sampler."
+        )
+    if (
+        length := sampler.block_length(settings.block_length or model.spec.block_length or None, settings.gen_length)
+    ) != fitted.block_length:
+        raise DllmError(
+            f"{fitted.method} was fitted on {fitted.model} with block_length {fitted.block_length}, and {ours} decodes "
+            f"with block_length {length}; give block_length={fitted.block_length}."
+        )
+
+
 def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Settings, hooks: Hooks | None = None) -> None:
     """Raise DllmError where model, sampler, cache and settings do not go together."""
     if not model.spec.cacheable and not isinstance(cache, dllm.cache.NoCache | EncoderCache):
@@ -172,6 +192,7 @@ def check_method(model: Model, sampler: Sampler, cache: Cache, settings: Setting
     if settings.eotp is not None and settings.logits_eos_inf and len(model.spec.eos_ids) == 1:
         raise DllmError("eotp waits for the model's one end of text, which logits_eos_inf forbids; leave out one.")
     check_blocks(model.spec, cache, settings.block_length)
+    check_fitted(model, sampler, settings)
     drafts = settings.drafts or sampler.needs().drafts
     check_pair(sampler, cache, drafts)
     if drafts != 1 and hooks:

@@ -152,6 +152,9 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     from dllm.evaluate import tuned
     from dllm.evaluate.tasks import TASKS as QUESTIONS
     from dllm.evaluate.tasks.parallelbench import PARALLELBENCH
+    from dllm.filters.fit import Recipe
+    from dllm.samplers.features import FEATURES
+    from dllm.samplers.filter import NETS
     from dllm.zoo.tasks import TASKS
 
     parser = Parser(prog="dllm", description=dllm.__doc__, allow_abbrev=False)
@@ -307,6 +310,39 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     tunable = [name for name in NAMES if name not in ("steps", "stop", "num_samples")]
     add_settings(commands.choices["tune"], tunable, **dict.fromkeys(tunable))
+
+    add = command(
+        "train-filter", "tiny-llada", "collect traces, fit a filter for the sampler learned, calibrate it, report"
+    ).add_argument
+    add("--task", metavar="NAMES", help=f"prompts: training problems of {', '.join(TASKS)} [lists,math,code]")
+    add("--prompts", type=Path, metavar="FILE", help="or a .txt file, one a line, or rows (.jsonl, .json, .parquet)")
+    add("--dataset", metavar="NAME[:CONFIG[:SPLIT]]", help="or rows of a data set on the hub")
+    add("--n", metavar="INT", help="prompts, drawn at random; by default all of a file or data set, 420 of each task")
+    add("--net", default=Recipe.net, metavar=method, help=f"{', '.join(NETS)} [%(default)s: the paper's]")
+    add(
+        "--features",
+        default=",".join(Recipe.features),
+        metavar="NAMES",
+        help=f"with commas between: {', '.join(FEATURES)} [%(default)s: the paper's]",
+    )
+    add("--alpha", default="0.05", metavar="SHARE", help="of wrongly revealed tokens that is allowed [0.05]")
+    add("--delta", default="0.1", metavar="SHARE", help="the chance to be wrong about that [0.1]")
+    add("--cache", default="none", metavar=method, help=f"of all that is decoded: {caches} [none]")
+    add(
+        "--output",
+        default="runs/filter",
+        metavar="FOLDER",
+        help="for the filter, its report and its traces [%(default)s]",
+    )
+    add("--measure", metavar="NAMES", help="report accuracy against tokens per forward on these tasks")
+    add("--limit", metavar="INT", help="ask a fixed random subset of this many questions of each of them only")
+    add_settings(
+        commands.choices["train-filter"],
+        ["gen_length", "block_length", "batch_size", "seed"],
+        gen_length=64,
+        block_length=32,
+        seed=0,
+    )
 
     add = command("report", None, "finished evaluations beside each other, compared with the first").add_argument
     add("runs", nargs="+", metavar="RUN", help="a folder with one results_*.json, or the file")

@@ -1,4 +1,4 @@
-"""The command line: dllm generate, play, compare, eval, report, tune, doctor."""
+"""The command line: dllm generate, play, compare, eval, report, tune, train-filter, doctor."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. An error that the user can fix is one line on stderr, and code 2."""
     commands = {"generate": generate, "play": play, "compare": compare, "eval": evaluate}
-    commands |= {"report": report, "tune": tune, "doctor": doctor}
+    commands |= {"report": report, "tune": tune, "train-filter": train_filter, "doctor": doctor}
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["lm_eval"]:
@@ -235,15 +235,13 @@ def evaluate(options: Namespace) -> int:
     """Under torchrun and accelerate launch each process answers its share; the first writes and prints the whole."""
     from dllm.evaluate import answers, runner, tasks
 
-    rank, world_size, local_rank = (int(os.environ.get(n, d)) for n, d in RANKS.items())
+    rank, world_size = ranks(options)
     limit = None if options.limit is None else convert("limit", options.limit, int)
     task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
     decoding = decoding_of(options)
     method = answers.method_of(config_of(options.model)[0].attention == "causal", task, **decoding)
     if options.ray is not None:
         return evaluate_on_ray(options, task, method, limit, world_size)
-    if world_size > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
-        options.device = f"cuda:{local_rank}"
     console = Console(stderr=True) if rank == 0 else None
     path = runner.evaluate(
         load(options),
@@ -257,6 +255,14 @@ def evaluate(options: Namespace) -> int:
         **decoding,
     )
     return written(path, options.json)
+
+
+def ranks(options: Namespace) -> tuple[int, int]:
+    """This process's rank, and how many there are; each takes a GPU of its own."""
+    rank, world_size, local_rank = (int(os.environ.get(n, d)) for n, d in RANKS.items())
+    if world_size > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
+        options.device = f"cuda:{local_rank}"
+    return rank, world_size
 
 
 def evaluate_on_ray(options: Namespace, task: Any, method: Any, limit: int | None, world_size: int) -> int:
@@ -359,6 +365,14 @@ def tune(options: Namespace) -> int:
     chosen = found["settings"]
     out.print(f"{chosen['sampler']}, {chosen['cache']}: written to {path}, for --settings of generate and eval")
     return 0
+
+
+def train_filter(options: Namespace) -> int:
+    """Progress goes to stderr; the guarantee, the ceiling and the files' names to stdout."""
+    from dllm.filters import command
+
+    rank, world_size = ranks(options)
+    return command.run(options, load(options), rank, world_size)
 
 
 def harness(words: Sequence[str]) -> int:

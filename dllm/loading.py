@@ -66,6 +66,7 @@ def load(
         spec = replace(spec, eos_ids=tuple(dict.fromkeys([*spec.eos_ids, end])))
     with torch.device("meta"):
         model = Transformer(spec, tokenizer)
+    model.name = str(name)
     check(model, family, stored, folder)
     if wanted is None:
         named = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))

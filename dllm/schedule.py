@@ -142,8 +142,7 @@ class Schedule:
         width = max(len(r.answer) for r in requests)
         self.in_model_blocks = spec.attention == "block"
         """Blocks are counted from column 0, as the model's are, and not from the end of the prompt."""
-        usual = spec.block_length or (width if sampler.needs().whole_answer else 32)
-        self.block_length = settings.block_length or usual
+        self.block_length = sampler.block_length(settings.block_length or spec.block_length or None, width)
         tokens = torch.full((n_rows, max(r.length for r in requests)), self.fill, device=device)
         nothing = torch.zeros(n_rows, dtype=torch.long, device=device)
         self.canvas = Canvas(tokens, tokens < 0, nothing, nothing.clone(), nothing.clone(), settings.blank(spec), width)

@@ -46,7 +46,8 @@ OPTIONS = {
 }
 """Options with which the tiny model's confidences tell the rules apart; other names run with their defaults."""
 
-SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS if name != "renoise"]  # that one needs a canvas of noise
+SAMPLER_NAMES = [OPTIONS.get(name, name) for name in SAMPLERS if name not in ("renoise", "learned")]
+"""The one needs a canvas of noise, the other the model it was fitted for: tests/filters."""
 CACHE_NAMES = [*(OPTIONS.get(name, name) for name, cache in CACHES.items() if "full" in cache.patterns)]
 CACHE_NAMES += ["dual:refresh=5,skip_decoded=true"]
 BLOCK_CACHE_NAMES = [OPTIONS.get(name, name) for name, cache in CACHES.items() if "full" not in cache.patterns]

@@ -1,13 +1,13 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
-api, compat, infill, streamer, verify, loading, cli, evaluate ──► all of these
+api, compat, infill, streamer, verify, loading, cli, evaluate, filters ──► all of these
 engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
        metrics, trace, spec
 drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan
 schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
-hooks ──► canvas
+hooks ──► canvas                           fingerprint ──► spec
 speculate ──► cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
 causal ──► speculate, generation, models, settings, trace, spec
 generation ──► metrics, spec, noise        settings ──► spec, canvas                      trace, spec ──► canvas
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "settings": {"canvas", "spec", "errors"},
     "generation": {"metrics", "spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
+    "fingerprint": {"spec", "errors"},
     "plan": {"canvas"},
     "pace": {"plan"},
     "forward": {"cache", "canvas", "plan", "spec"},

@@ -68,6 +68,8 @@ class Method:
         settings = {name: value for name, value in asdict(self.settings).items() if name != "noise_seed"}
         cache = None if self.cache is None else parts(self.cache, dllm.cache.CACHES)
         sampler = parts(self.sampler, dllm.samplers.SAMPLERS)
+        if fitted := self.sampler.needs().fitted:
+            sampler["fitted"] = asdict(fitted)
         return {"sampler": sampler, "cache": cache, "chat": self.chat} | settings
 
 

@@ -39,7 +39,7 @@ def filled(lines: Iterable[str]) -> Iterable[str]:
     return (text for text in lines if text.strip())
 
 
-def fetch(hub: str, config: str, split: str, way_out: str) -> list[Row]:
+def fetch(hub: str, config: str | None, split: str, way_out: str) -> list[Row]:
     """The rows of a data set on the hub, through `datasets`, which keeps a copy.
 
     way_out: what to do where the hub cannot be reached, for the one line that says so (DllmError).
@@ -49,7 +49,7 @@ def fetch(hub: str, config: str, split: str, way_out: str) -> list[Row]:
     try:
         return [dict(row) for row in datasets.load_dataset(hub, config, split=split)]
     except Exception as error:  # the hub's, the network's and the format's errors have no common class
-        name = f"{hub} ({config}, {split})"
+        name = f"{hub} ({config or 'default'}, {split})"
         raise DllmError(f"{name} cannot be fetched ({type(error).__name__}: {line(error)}); {way_out}.") from error
 
 

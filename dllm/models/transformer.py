@@ -101,6 +101,8 @@ class Transformer(nn.Module):
     def __init__(self, spec: ModelSpec, tokenizer: Any = None) -> None:
         super().__init__()
         self.spec, self.tokenizer = spec, tokenizer
+        self.name = ""
+        """By which it was loaded."""
         self.embed = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(Layer(spec, i) for i in range(spec.n_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)

@@ -13,6 +13,7 @@ from dllm.samplers.entropy import DParallel, EntropyBound
 from dllm.samplers.freedave import FreeDave
 from dllm.samplers.hierarchy import Hierarchy
 from dllm.samplers.klass import Klass
+from dllm.samplers.learn2pd import Learn2PD
 from dllm.samplers.localleap import LocalLeap
 from dllm.samplers.prophet import Prophet
 from dllm.samplers.renoise import Renoise
@@ -28,6 +29,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "factor": Factor,
     "localleap": LocalLeap,
     "prophet": Prophet,
+    "learned": Learn2PD,
     "dparallel": DParallel,
     "eb": EntropyBound,
     "renoise": Renoise,
@@ -48,6 +50,7 @@ ALIASES = {
     "topk": "static",
     "confidence_threshold": "threshold",
     "entropy_threshold": "dparallel",
+    "learn2pd": "learned",
     "margin": "topk_margin",
 }
 
@@ -98,6 +101,7 @@ __all__ = [
     "FreeDave",
     "Hierarchy",
     "Klass",
+    "Learn2PD",
     "LocalLeap",
     "MaskgitPlus",
     "Needs",

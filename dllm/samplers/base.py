@@ -193,6 +193,21 @@ class Prediction(Proposal):
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """The one model, and the blocks, for which a method's numbers were fitted."""
+
+    method: str
+    """What was fitted: where it was read."""
+    model: str
+    """The model's name then."""
+    fingerprint: str
+    """Of its weights."""
+    block_length: int
+    digest: str = ""
+    """Of what was fitted: changes when it is fitted again."""
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a sampler asks of the loop besides predictions of the block."""
 
@@ -214,6 +229,8 @@ class Needs:
     """One token a step, the surest first, unless `steps` says otherwise: what other rules are compared with."""
     renoises: int = 0
     """Steps of a block, at most, that decide nothing but draw its undecided tokens anew, which masks do not allow."""
+    fitted: Fitted | None = None
+    """It can only decode what it was fitted for. None: any model, any block length."""
     subset: bool = False
     """A draft is accepted once all that it reveals is confirmed, whatever else would be revealed; lossy."""
 
@@ -231,6 +248,10 @@ class Sampler:
     def temperature(self, block_step: Int[Tensor, " B"]) -> Float[Tensor, " B"] | None:
         """At which temperature `drawn` is wanted, for rules with one of their own; None: that of the settings."""
         return None
+
+    def block_length(self, asked: int | None, gen_length: int) -> int:
+        """How many columns a block of its has: what is asked for, the whole answer, or 32."""
+        return asked or (gen_length if self.needs().whole_answer else 32)
 
     def check(self, gen_length: int) -> None:
         """Raise DllmError if the rule cannot be applied to answers of this many tokens."""

@@ -34,6 +34,8 @@ VECTORS = [
     ("localleap:threshold=0.9,relaxed_threshold=0.75,radius=2", 1, {0, 1, 3, 5}),
     ("localleap:threshold=0.97,relaxed_threshold=0.75,radius=4", 1, {0}),  # no anchor, so nothing is near one
     ("localleap:threshold=0.9,relaxed_threshold=0,radius=1", 1, {0, 1, 4, 5}),
+    ("learned:threshold=1", 1, {0}),  # by confidence where the filter believes nothing; the rest is in tests/filters
+    ("learned:threshold=0", 1, {0, 1, 3, 4, 5, 7}),
     ("dparallel:threshold=0.5", 1, {0, 5}),
     ("dparallel:threshold=0.75", 1, {0, 1, 5}),
     ("dparallel:threshold=0.1", 1, {0}),

@@ -1,0 +1,30 @@
+"""The fingerprint of a model: what tells its weights from others', without reading all of them."""
+
+from hashlib import blake2b
+
+import torch
+from torch import nn
+
+from dllm.errors import DllmError
+from dllm.spec import Model
+
+VALUES = 64
+"""Of every tensor, evenly spaced."""
+
+
+def fingerprint(model: Model) -> str:
+    """16 hexadecimal digits from names, shapes and some values of all parameters.
+
+    The same on every device, and in every dtype that holds bfloat16: values are rounded to that. Raises DllmError for
+    a model without parameters.
+    """
+    module = getattr(model, "module", model)  # a network of transformers stands inside
+    if not isinstance(module, nn.Module):
+        raise DllmError(f"{type(model).__name__} has no weights that could be told from others.")
+    digest = blake2b(digest_size=8)
+    for name, weight in sorted(module.named_parameters()):
+        flat = weight.detach().flatten()
+        places = torch.linspace(0, len(flat) - 1, min(VALUES, len(flat)), device=flat.device).long()
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(flat[places].to(torch.bfloat16).cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
