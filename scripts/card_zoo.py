@@ -22,6 +22,10 @@ BLOCK = (
     "Fast-dLLM v2's objective (arXiv:2509.26328): blocks of {block_length} tokens, each masked in part behind clean\n"
     "ones and once more with the complementary mask, so that every token of the answer is predicted once"
 )
+ANSWERS = (
+    ".\nThe last {steps:,} of these steps on the greedy answers of {teacher} where these are right, not the generated ones,\n"
+    "which leaves fewer ways to say the same (sequence-level distillation, arXiv:1606.07947)"
+)
 CAUSAL = "Next-token prediction on the answers"
 TAUGHT = "Next-token prediction on the answers, with the predictions of {teacher} for targets"
 MEASURED = {
@@ -31,12 +35,19 @@ MEASURED = {
 }
 
 
+def stages(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipes of a model's training, one after the other."""
+    return [*(stages(facts["first"]) if facts.get("first") else []), facts]
+
+
 def objective(model: Transformer, facts: dict[str, Any]) -> str:
     """What the model was trained on, as its recipe says."""
     if model.spec.attention == "causal":
         return (TAUGHT if facts.get("teacher") else CAUSAL).format(**facts)
     if model.spec.attention == "block":
-        return BLOCK.format(**facts)
+        taught = [stage for stage in stages(facts) if stage.get("teacher")]
+        told = ANSWERS.format(steps=sum(s["steps"] for s in taught), teacher=facts["teacher"]) if taught else ""
+        return BLOCK.format(**facts) + told
     return ((DREAM if facts.get("cart") else LLADA) + BLOCKWISE).format(**facts)
 
 
@@ -66,11 +77,12 @@ def card(folder: Path, n: int) -> None:
             rows.append(f"| {task} | {kind} | {len(chosen)} | {share} | {100 * low:.1f} to {100 * high:.1f} % |")
             print(rows[-1], flush=True)
     table, size = "\n".join(rows), model.spec.n_parameters / 1e6
-    start = facts.get("start")
+    runs = stages(facts)
+    start = runs[0].get("start")
     begun = f"trained from the weights of {start}" if start else "trained from scratch"
     network = {"full": "masked diffusion", "block": "block-diffusion", "causal": "causal"}[model.spec.attention]
     note = facts["note"] + "\n" if "note" in facts else ""
-    tokens, minutes = facts["tokens"] / 1e6, facts["seconds"] / 60
+    steps, tokens, seconds = (sum(run[name] for run in runs) for name in ("steps", "tokens", "seconds"))
     (folder / "README.md").write_text(f"""---
 license: apache-2.0
 library_name: dllm-decode
@@ -94,8 +106,8 @@ replace_random), `code` a body whose syntax tree is one of the task's accepted o
 
 ## Training
 
-{objective(model, facts)}. {facts["steps"]:,} steps,
-{tokens:.1f} M tokens, {minutes:.0f} minutes on {facts["device"]}, seed {facts["seed"]}.
+{objective(model, facts)}. {steps:,} steps,
+{tokens / 1e6:.1f} M tokens, {seconds / 60:.0f} minutes on {facts["device"]}, seed {facts["seed"]}.
 {note}The weights are stored in bfloat16. Repeat with
 
     python scripts/train_zoo.py {folder.name} --recipe dllm/zoo/{folder.name}/recipe.json --out FOLDER

@@ -111,6 +111,11 @@ RECIPES = {
 }
 
 
+def recipe_of(fields: dict[str, Any]) -> Recipe:
+    """The recipe in a recipe.json, which also tells what its run took."""
+    return Recipe(**{k: v for k, v in fields.items() if k in Recipe.__dataclass_fields__})
+
+
 def config_of(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
     """The config.json of a fresh model, with the family's own keys."""
     shape, ids = recipe.shape, tokenizer.get_vocab()
@@ -367,7 +372,7 @@ class Trainer:
 def train(recipe: Recipe, folder: Path, options: argparse.Namespace) -> None:
     """Train from where the run stands in the folder to its end, and export the model there."""
     if recipe.first and not (folder / "first" / "model.safetensors").exists():
-        train(Recipe(**recipe.first), folder / "first", options)
+        train(recipe_of(recipe.first), folder / "first", options)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, folder, torch.device(options.device))
     columns = (
@@ -422,7 +427,7 @@ def main() -> None:
     recipe = RECIPES[options.name]
     if options.recipe:
         fields = json.loads(options.recipe.read_text())
-        recipe = Recipe(**{k: v for k, v in fields.items() if k in Recipe.__dataclass_fields__})
+        recipe = recipe_of(fields)
     if options.steps:
         recipe = replace(recipe, steps=options.steps)
     folder = options.out or ZOO / options.name

@@ -25,7 +25,7 @@ def n_right(made):
 
 
 def test_there_is_one_of_each_family():
-    assert [folder.name for folder in MODELS] == ["tiny-ar", "tiny-ar-draft", "tiny-dream", "tiny-llada"]
+    assert [folder.name for folder in MODELS] == ["tiny-ar", "tiny-ar-draft", "tiny-block", "tiny-dream", "tiny-llada"]
     files = [file for folder in MODELS for file in folder.iterdir()]
     assert sum(file.stat().st_size for file in files) < 40e6
 
@@ -34,7 +34,10 @@ def test_there_is_one_of_each_family():
 def test_a_model_comes_with_its_card_recipe_and_licence(folder):
     assert {path.name for path in folder.iterdir()} >= FILES
     card, recipe = (folder / "README.md").read_text(), json.loads((folder / "recipe.json").read_text())
-    assert f"{recipe['steps']:,} steps" in card
+    steps, stage = 0, recipe
+    while stage:
+        steps, stage = steps + stage["steps"], stage.get("first")
+    assert f"{steps:,} steps" in card
     assert all(f"| {task} | all | 500 |" in card for task in ("lists", "math", "code"))
     assert (folder / "model.safetensors").stat().st_size < 20e6
 
@@ -51,6 +54,15 @@ def test_it_copies_and_reverses_lists(folder, sampler):
 def test_the_causal_one_copies_and_reverses_lists():
     made = dllm.generate_causal(dllm.load("tiny-ar", device="cpu"), [p.question for p in EASY], gen_length=32)
     assert n_right(made) == len(EASY)
+
+
+def test_blocks_are_decoded_in_fewer_forwards_than_one_for_each_token():
+    """What a block-diffusion model is for: its causal parent takes a forward for each token."""
+    asked = [p.question for p in tasks.problems("math", 24)]
+    made = dllm.generate(dllm.load("tiny-block", device="cpu"), asked, gen_length=64)
+    assert made.tokens_per_forward > 2
+    right = [tasks.correct(p, text) for p, text in zip(tasks.problems("math", 24), made.texts, strict=True)]
+    assert sum(right) >= 18
 
 
 def test_its_small_relative_drafts_for_it():
