@@ -23,8 +23,8 @@ BLOCK = (
     "ones and once more with the complementary mask, so that every token of the answer is predicted once"
 )
 ANSWERS = (
-    ".\nThe last {steps:,} of these steps on the greedy answers of {teacher} where these are right, not the generated ones,\n"
-    "which leaves fewer ways to say the same (sequence-level distillation, arXiv:1606.07947)"
+    ".\nThe last {steps:,} of these steps on the greedy answers of {teacher} where these are right,\n"
+    "not the generated ones, which leaves fewer ways to say the same (sequence-level distillation, arXiv:1606.07947)"
 )
 CAUSAL = "Next-token prediction on the answers"
 TAUGHT = "Next-token prediction on the answers, with the predictions of {teacher} for targets"
