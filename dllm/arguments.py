@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -83,8 +84,14 @@ def spelled(item: str) -> str:
 
 
 def alone(behind: Sequence[str]) -> str:
-    """What lets --verify stand alone, unless an accept rule stands behind it: what else may is a prompt."""
-    return "" if behind and behind[0].partition(":")[0] in RULES else f"={AGAIN}"
+    """What lets --verify stand alone, unless an accept rule stands behind it: what else may is a prompt.
+
+    Raises DllmError for a word that is nearly a rule.
+    """
+    name = behind[0].partition(":")[0] if behind else ""
+    if name not in RULES and difflib.get_close_matches(name, RULES, cutoff=0.8):
+        raise unknown("accept rule", name, RULES)
+    return "" if name in RULES else f"={AGAIN}"
 
 
 def docs(settings: type) -> dict[str, str]:

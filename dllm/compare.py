@@ -34,6 +34,8 @@ from dllm.zoo.tasks import TASKS, Problem, consistent, correct, problems
 
 ALL = "all"
 """The name of all tasks together."""
+UNSEEN = 1_000_003
+"""The seed of ParallelBench's warm-up, which nobody gives for the problems themselves."""
 AR = "ar"
 """The name of plain autoregressive decoding; a drafter's name stands behind it, as ar+ngram."""
 Progress = Callable[[int, int], None]
@@ -205,6 +207,12 @@ def areas(cells: Sequence[Cell]) -> dict[str, float]:
     return {task: round(aup(front(own)), 2) for task, own in points.items()}
 
 
+def unseen(asked: Sequence[Problem]) -> list[Problem]:
+    """As many problems of the same task that are not among these: of the training split, or by another seed."""
+    task, n = asked[0].task, len(asked)
+    return problems(task, n, 0, "train") if task in TASKS else parallelbench.problems(task, n, UNSEEN)
+
+
 def measure(
     model: Model,
     asked: Sequence[Problem],
@@ -214,9 +222,9 @@ def measure(
     **settings: Any,
 ) -> Cell:
     """Answer all problems, which are of one task, by one of the pairs. `settings` as of `begin`."""
-    prompts = [problem.question for problem in asked]
+    prompts, others = ([problem.question for problem in some] for some in (asked, unseen(asked)))
     # A few steps load what is loaded lazily; on a GPU kernels also depend on the shape of the batch.
-    for _ in zip(range(WARM_UP), begin(model, prompts, method, cache, **settings), strict=False):
+    for _ in zip(range(WARM_UP), begin(model, others, method, cache, **settings), strict=False):
         pass
     steps = begin(model, prompts, method, cache, **settings)
     for _ in steps:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rich.console import Console
 
 import dllm
 from dllm import DllmError, Trace, generate, generate_causal, stream_causal
+from dllm.generation import token_ids
 from dllm.live import LiveView
 from dllm.models.hf import wrap
 from dllm.models.tiny import tiny as make_tiny
@@ -96,6 +98,16 @@ def test_so_do_their_prompt_lookup_and_their_assisted_generation(pair):
         ours_alone = generate_causal(ours, prompt, "ngram", max_new_tokens=16).completions[0]
         assert ours_alone == theirs_alone(theirs, prompt, prompt_lookup_num_tokens=4)
         assert ours_alone == theirs_alone(theirs, prompt, assistant_model=theirs)
+
+
+@pytest.mark.skipif("DLLM_TEST_SMOLLM2" not in os.environ, reason="DLLM_TEST_SMOLLM2 names no folder of SmolLM2-135M")
+def test_a_published_checkpoint_is_decoded_as_transformers_does():
+    folder = os.environ["DLLM_TEST_SMOLLM2"]
+    ours = dllm.load(folder, device="cpu", dtype="float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = token_ids(ours, "Which is the larger number, 9 or 12?", True)
+    for draft in (None, "ngram", "recycling:k=8"):
+        assert generate_causal(ours, prompt, draft, max_new_tokens=16).completions == [theirs_alone(theirs, prompt)]
 
 
 def test_a_row_does_not_depend_on_its_batch_nor_on_the_order(model):

@@ -530,6 +530,7 @@ def test_what_is_for_the_other_kind_of_model_is_refused(causal, folder, capsys):
     for options in (["--draft", "ngram"], ["--verify", "ratio"], ["--verify", "ratio", "--verify"]):
         assert "which fills masks; leave it out" in refused(capsys, "generate", "x", "--model", folder, *options)
     assert "unknown accept rule 'rato'" in refused(capsys, "generate", "x", "--verify=rato")
+    assert "did you mean 'typical'?" in refused(capsys, "generate", "--verify", "typcal:epsilon=0.2", "x")
 
 
 def test_eval_asks_a_causal_model_with_drafts(causal, tmp_path, capsys):

@@ -94,6 +94,15 @@ def test_the_warm_up_is_short_and_not_counted(opened, monkeypatch):
     got = measure(opened, asked, "static", "none", **SIZES, eos_early_stop=False)
     warm_up, run = runs
     assert warm_up.forwards == 8 < run.forwards and got.totals.nfe == 12 * 3
+    assert not {tuple(r.prompt) for r in warm_up.requests} & {tuple(r.prompt) for r in run.requests}
+
+
+def test_the_warm_up_asks_as_many_problems_that_are_not_measured():
+    for task in ("math", "copy:length=4"):
+        asked = questions([task], 5, 0)
+        others = compare.unseen(asked)
+        assert [p.task for p in others] == [task] * 5
+        assert not {p.question for p in others} & {p.question for p in asked}
 
 
 def test_progress_is_told(opened):

@@ -60,7 +60,7 @@ class Ratio(Rule):
         left = choose.probabilities(logits)  # of the token behind each node, given the siblings refused so far
         broken, vocab_size = left.isnan().any(-1), logits.shape[2]
         key = Key(choose.settings.noise_seed, torch.tensor(keys, device=logits.device))
-        columns, q = nodes.following(), nodes.q(vocab_size)
+        columns, q = nodes.following(), nodes.q(vocab_size).nan_to_num(0.0)  # a broken drafter's node is refused
         accepted, tried = torch.zeros_like(nodes.tokens, dtype=torch.bool), torch.zeros_like(left, dtype=torch.bool)
         for rank, child in enumerate(nodes.children()):
             there, token = child > 0, nodes.tokens.gather(1, child)[..., None]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dllm.speculate.base import Context, Drafter, Drafting, Row, check_counts
+from dllm.speculate.growth import template
 from dllm.speculate.tree import Tree
 
 SHARE = (0.45, 0.15, 0.08, 0.05, 0.035, 0.025, 0.02, 0.015)
@@ -36,19 +37,10 @@ class Recycling(Drafter):
 
 
 @cache
-def template(n_nodes: int, width: int) -> tuple[tuple[int, int], ...]:
-    """The tree's nodes, as (parent, rank), each behind its parent: the likeliest paths, if ranks are independent."""
+def shape(n_nodes: int, width: int) -> Tree:
+    """The tree of ranks, in place of tokens, of the likeliest paths, if ranks are independent."""
     shares = [SHARE[min(rank, len(SHARE) - 1)] for rank in range(width)]
-    nodes: list[tuple[int, int]] = []
-    found: list[float] = []
-    frontier = [(share, -1, rank) for rank, share in enumerate(shares)]
-    while len(nodes) < n_nodes:
-        best = max(frontier, key=lambda it: it[0])
-        frontier.remove(best)
-        nodes.append(best[1:])
-        found.append(best[0])
-        frontier += [(best[0] * share, len(nodes) - 1, rank) for rank, share in enumerate(shares)]
-    return tuple(nodes)
+    return template([shares] * n_nodes, n_nodes)  # as deep as one path of all nodes
 
 
 class Remembering(Drafting):
@@ -70,11 +62,12 @@ class Remembering(Drafting):
         return [self.recycle(row) for row in rows]
 
     def recycle(self, row: Row) -> Tree:
-        """The template with tokens; a node whose parent's followers are not known is left out with all behind it."""
+        """The shape with tokens; a node whose parent's followers are not known is left out with all behind it."""
         known = self.followers[row.request]
         tokens: list[int] = []
         parents, place = list[int](), {-1: -1}
-        for node, (parent, rank) in enumerate(template(self.settings.k, self.settings.width)):
+        likeliest = shape(self.settings.k, self.settings.width)
+        for node, (rank, parent) in enumerate(zip(likeliest.tokens, likeliest.parents, strict=True)):
             if parent not in place:
                 continue
             before = tokens[place[parent]] if parent >= 0 else row.tokens[-1]

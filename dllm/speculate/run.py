@@ -1,7 +1,8 @@
 """The one loop of autoregressive decoding: draft a tree, verify it in one forward, emit what is accepted.
 
 Without a drafter every tree is empty, and a step is a plain one. Shape letters: B rows in flight, Q nodes of the widest
-tree, its root included, V vocabulary, C hidden, W tokens emitted by the row that emits most.
+tree, its root included, P tokens of the longest prompt, V vocabulary, C hidden, W tokens emitted by the row that emits
+most.
 """
 
 import time
@@ -144,96 +145,121 @@ class CausalRun:
     @torch.no_grad()
     def begin(self, rows: list[Row]) -> Emitted:
         """Compute the prompts of new rows and choose their first tokens."""
-        began, model, drafting = time.perf_counter(), self.model, self.drafting
-        widest = max(row.prompt_length for row in rows)
-        tokens = [row.tokens + [0] * (widest - row.prompt_length) for row in rows]
-        states = self.store.begin([row.slot for row in rows], torch.tensor(tokens, device=model.device))
-        wanted = self.drafter if self.drafter and (self.drafter.prompt_logits or self.drafter.hidden) else None
-        ends = [row.prompt_length - 1 for row in rows]
-        if not wanted:
-            states = states[torch.arange(len(rows), device=states.device), torch.tensor(ends, device=states.device)]
-            states = states[:, None]
-        hidden = model.norm(states)
-        at = torch.tensor(ends, device=states.device)[:, None, None]
-        last = hidden.gather(1, at.expand(-1, 1, hidden.shape[2])) if wanted else hidden
-        logits = model.head(last)
-        self.forward_seconds += time.perf_counter() - began
+        began, model = time.perf_counter(), self.model
         lengths = [row.prompt_length for row in rows]
+        tokens = [row.tokens + [0] * (max(lengths) - len(row.tokens)) for row in rows]
+        states = self.store.begin([row.slot for row in rows], torch.tensor(tokens, device=model.device))
+        ends = [n - 1 for n in lengths]
+        logits = model.head(model.norm(states[range(len(rows)), ends][:, None]))  # (B, 1, V)
+        self.forward_seconds += time.perf_counter() - began
         self.count(rows, lengths, lengths, [0] * len(rows), [n * (n + 1) // 2 for n in lengths])
         chosen = self.choose(logits, [row.key for row in rows], ends).tolist()
+        everywhere = self.drafter is not None and self.drafter.prompt_logits
         for row in rows:
-            self.counts["refreshes"][row.request] += 1
-            self.counts["prefills"][row.request] += 1
-            self.counts["predicted"][row.request] += row.prompt_length if wanted and wanted.prompt_logits else 1
-            self.counts["committed"][row.request] += 1
+            for name in ("refreshes", "prefills", "committed"):
+                self.counts[name][row.request] += 1
+            self.counts["predicted"][row.request] += row.prompt_length if everywhere else 1
         new = [self.emit(row, first) for row, first in zip(rows, chosen, strict=True)]
-        if drafting:
-            began = time.perf_counter()
-            for i, row in enumerate(rows):
-                known = hidden[i, : row.prompt_length] if wanted else None
-                wide = model.head(known) if wanted and wanted.prompt_logits else None
-                drafting.begin(row, wide, known if wanted and wanted.hidden else None)
-            self.draft_seconds += time.perf_counter() - began
+        self.introduce(rows, states)
         return Emitted(rows, new, [[0]] * len(rows), logits, [len(row.tokens) for row in rows])
+
+    def introduce(self, rows: list[Row], states: Float[Tensor, "B P C"]) -> None:
+        """Tell the drafter of new rows, and what it wants to know of their prompts."""
+        if self.drafting is None or self.drafter is None:
+            return
+        began, wants = time.perf_counter(), self.drafter
+        for row, computed in zip(rows, states, strict=True):
+            known = self.model.norm(computed[: row.prompt_length]) if wants.hidden or wants.prompt_logits else None
+            logits = self.model.head(known) if wants.prompt_logits else None
+            self.drafting.begin(row, logits, known if wants.hidden else None)
+        self.draft_seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def verify(self) -> Emitted:
         """Draft for all rows in flight, verify the trees in one forward, and emit what is accepted."""
-        rows, drafting = list(self.rows), self.drafting
-        trees = [PLAIN] * len(rows)
-        if drafting:
-            began = time.perf_counter()
-            trees = self.drafts(drafting.draft(rows))
-            self.draft_seconds += time.perf_counter() - began
+        rows = list(self.rows)
+        trees = self.draft(rows)
         began = time.perf_counter()
         starts = [len(row.tokens) - 1 for row in rows]
         nodes = Nodes.of([row.tokens[-1] for row in rows], starts, trees, self.model.device)
         hidden = self.model.norm(self.store.extend(starts, nodes.tokens, nodes.depth, nodes.ancestors))
         logits = self.model.head(hidden)
         self.forward_seconds += time.perf_counter() - began
-        sizes = [len(tree) for tree in trees]
-        computed, columns = [1 + n for n in sizes], [c + 1 + n for c, n in zip(starts, sizes, strict=True)]
-        # A node sees the committed columns, its ancestors and itself.
-        pairs = [(c + 1) * (1 + len(tree)) + sum(tree.depths) for c, tree in zip(starts, trees, strict=True)]
-        self.count(rows, computed, columns, sizes, pairs)
-        keys = [row.key for row in rows]
-        if nodes.width == 1:
-            chosen, accepted = self.choose(logits, keys, starts).tolist(), [[True]] * len(rows)
-        else:
-            verdict = self.rule(nodes, logits, self.choose, keys)
-            chosen, accepted = torch.stack((verdict[0], verdict[1].long())).tolist()
-        new, at, moves = [], [], []
-        paths = []
-        for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
-            path, tokens = tree.walk(accepted[i], chosen[i])
-            new.append(self.emit(row, tokens))
-            self.counts["predicted"][row.request] += 1 + sizes[i]
-            self.counts["committed"][row.request] += len(tokens)
-            paths.append(path[: len(new[i]) - 1])  # of tokens cut short the last one stands for the choice behind them
-            at.append([0, *(node + 1 for node in path)][: len(new[i])])
-            if row.request not in self.finished:
-                places = enumerate(paths[i])
-                moves += [(row.slot, starts[i] + 1 + node, starts[i] + 1 + to) for to, node in places if to != node]
-        if moves:
-            self.store.move(*map(list, zip(*moves, strict=True)))
-        if drafting:
-            began = time.perf_counter()
-            wanted = self.drafter is not None and self.drafter.hidden
-            for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
-                n = 1 + len(tree)
-                drafting.observe(row, tree, logits[i, :n], hidden[i, :n] if wanted else None, paths[i])
-            self.draft_seconds += time.perf_counter() - began
+        verdict = self.judge(nodes, logits, [row.key for row in rows])
+        walks = [tree.walk(accepted, chosen) for tree, chosen, accepted in zip(trees, *verdict, strict=True)]
+        self.count_trees(rows, starts, trees, [len(tokens) for _, tokens in walks])
+        new = [self.emit(row, tokens) for row, (_, tokens) in zip(rows, walks, strict=True)]
+        # Of tokens cut short the last one stands for the choice behind them.
+        paths = [path[: len(tokens) - 1] for (path, _), tokens in zip(walks, new, strict=True)]
+        self.keep(rows, starts, paths)
+        self.report(rows, trees, logits, hidden, paths)
+        at = [[0, *(node + 1 for node in path)] for path in paths]
         return Emitted(rows, new, at, logits, [len(row.tokens) for row in rows])
 
-    def drafts(self, trees: list[Tree]) -> list[Tree]:
-        """The trees that a drafter made, without what lies beyond the end of their rows."""
-        if len(trees) != len(self.rows):
-            raise DllmError(f"{self.drafter} returned {len(trees)} trees for {len(self.rows)} rows; give one for each.")
+    def draft(self, rows: list[Row]) -> list[Tree]:
+        """A tree for every row, without what lies beyond its end; empty ones where nothing drafts."""
+        if self.drafting is None:
+            return [PLAIN] * len(rows)
+        began = time.perf_counter()
+        trees = self.drafting.draft(rows)
+        if len(trees) != len(rows):
+            raise DllmError(f"{self.drafter} returned {len(trees)} trees for {len(rows)} rows; give one for each.")
         for token in (token for tree in trees for token in tree.tokens if not 0 <= token < self.spec.vocab_size):
             raise DllmError(
                 f"{self.drafter} drafted the token id {token}; the target's vocabulary has {self.spec.vocab_size}."
             )
-        return [tree.upto(row.room) for tree, row in zip(trees, self.rows, strict=True)]
+        fitting = [tree.upto(row.room) for tree, row in zip(trees, rows, strict=True)]
+        self.draft_seconds += time.perf_counter() - began
+        return fitting
+
+    def judge(
+        self, nodes: Nodes, logits: Float[Tensor, "B Q V"], keys: list[int]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The rule's verdict on the host: what is chosen behind every node, and which nodes may follow, 1 or 0."""
+        if nodes.width == 1:
+            return self.choose(logits, keys, nodes.starts).tolist(), [[1]] * len(keys)
+        chosen, accepted = self.rule(nodes, logits, self.choose, keys)
+        both: list[list[list[int]]] = torch.stack((chosen, accepted.long())).tolist()
+        return both[0], both[1]
+
+    def keep(self, rows: list[Row], starts: list[int], paths: list[list[int]]) -> None:
+        """Move the K/V of accepted nodes to the columns of their tokens."""
+        moves = [
+            (row.slot, start + 1 + node, start + 1 + to)
+            for row, start, path in zip(rows, starts, paths, strict=True)
+            for to, node in enumerate(path)
+            if to != node and row.request not in self.finished
+        ]
+        if moves:
+            self.store.move(*map(list, zip(*moves, strict=True)))
+
+    def report(
+        self,
+        rows: list[Row],
+        trees: list[Tree],
+        logits: Float[Tensor, "B Q V"],
+        hidden: Float[Tensor, "B Q C"],
+        paths: list[list[int]],
+    ) -> None:
+        """Tell the drafter what became of its trees."""
+        if self.drafting is None or self.drafter is None:
+            return
+        began = time.perf_counter()
+        for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
+            n = 1 + len(tree)
+            self.drafting.observe(row, tree, logits[i, :n], hidden[i, :n] if self.drafter.hidden else None, paths[i])
+        self.draft_seconds += time.perf_counter() - began
+
+    def count_trees(self, rows: list[Row], starts: list[int], trees: list[Tree], committed: list[int]) -> None:
+        """A forward that verified trees. starts: the roots' columns. committed: tokens that it gave each row."""
+        sizes = [len(tree) for tree in trees]
+        columns = [start + 1 + n for start, n in zip(starts, sizes, strict=True)]
+        # A node sees the committed columns, its ancestors and itself.
+        pairs = [(c + 1) * (1 + len(tree)) + sum(tree.depths) for c, tree in zip(starts, trees, strict=True)]
+        self.count(rows, [1 + n for n in sizes], columns, sizes, pairs)
+        for row, n, given in zip(rows, sizes, committed, strict=True):
+            self.counts["predicted"][row.request] += 1 + n
+            self.counts["committed"][row.request] += given
 
     def count(
         self, rows: list[Row], computed: list[int], columns: list[int], drafted: list[int], attended: list[int]

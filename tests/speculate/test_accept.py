@@ -10,8 +10,10 @@ import torch
 import dllm
 from dllm import DllmError
 from dllm.noise import Key
+from dllm.settings import Settings
 from dllm.speculate.accept import RULES, Match, Rule, rule, trial
-from dllm.speculate.tree import Tree
+from dllm.speculate.choose import Chooser
+from dllm.speculate.tree import Nodes, Tree
 from drafting import Drawing, Scripted, prompts, strangeness
 
 LIMIT = 4.0
@@ -65,6 +67,14 @@ def test_the_ratio_rule_emits_the_targets_probabilities_to_the_last_digit(n, see
 def test_a_sibling_that_comes_twice_is_not_tried_again():
     p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.0, 0.4, 0.6], dtype=torch.float64)
     assert float(trial(p, q, torch.tensor([0]))[0]) == 0
+
+
+def test_a_node_whose_drafter_told_no_probabilities_is_refused_and_changes_nothing():
+    choose = Chooser(Settings(temperature=1.0, seed=2), torch.arange(0))
+    logits, q = torch.randn(1, 2, 8), torch.full((1, 8), torch.nan)
+    nodes = Nodes.of([1], [4], [Tree.chain([3], q)], logits.device)
+    chosen, accepted = rule("ratio")(nodes, logits, choose, [9])
+    assert not accepted[0, 1] and torch.equal(chosen, choose(logits, [9], [4]))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

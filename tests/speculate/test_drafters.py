@@ -14,7 +14,7 @@ from dllm.settings import Settings
 from dllm.speculate import DRAFTERS, Context, Drafter, Drafting, Row, Tree
 from dllm.speculate.choose import Chooser
 from dllm.speculate.heads import KINDS
-from dllm.speculate.recycling import template
+from dllm.speculate.recycling import shape
 from dllm.speculate.suffix import Trie
 from drafting import Scripted, prompts, slowly, write_heads
 
@@ -244,13 +244,19 @@ def test_recycled_tokens_are_the_targets_likeliest_after_the_last_time(context):
     assert live.draft([one])[0].tokens == []  # nothing is known of what follows 1
     live.observe(replace(one, tokens=[3, 5, 3, 1, 3]), Tree(), logits[1:2], None, [])
     tree = live.draft([replace(one, tokens=[3, 5, 3, 1, 3])])[0]
-    assert tree.tokens[:2] == [1, 0] and tree.parents[:2] == [-1, 0]  # 3, then 1, then what the last step said of 1
+    # Behind 3 either of two, behind the likelier one, 1, what the last step said of it.
+    assert (tree.tokens, tree.parents) == ([1, 5, 0], [-1, -1, 0])
 
 
-def test_the_template_has_its_likeliest_paths_each_behind_its_parent():
-    nodes = template(40, 8)
-    assert len(nodes) == 40 and all(-1 <= parent < node for node, (parent, _) in enumerate(nodes))
-    assert nodes[0] == (-1, 0) and len(set(nodes)) == 40 and template(10, 8) == nodes[:10]
+def test_a_recycled_tree_has_the_likeliest_paths_of_ranks():
+    likeliest = shape(40, 8)
+
+    def path(node):
+        return (*path(likeliest.parents[node]), likeliest.tokens[node]) if node >= 0 else ()
+
+    paths = [path(node) for node in range(len(likeliest))]
+    assert len(set(paths)) == 40 and paths[0] == (0,) and (0, 0, 0, 0) in paths and (7, 0) not in paths
+    assert max(likeliest.tokens) < 8 and shape(3, 1).is_chain
 
 
 def test_a_small_model_counts_its_forwards_and_positions(target):
