@@ -52,7 +52,7 @@ def adapt(
             f"{str(name)!r} is a diffusion model already, of {attention} attention; adapt is for autoregressive ones. "
             "Open it with dllm.load."
         )
-    model = load(folder, device=device, dtype=dtype, progress=progress)
+    model: Transformer = load(folder, device=device, dtype=dtype, progress=progress)
     mask_id = mask_of(model.spec, model.tokenizer, mask_id)
     if adapter is not None:
         lora.merge(model, family, Path(adapter).expanduser())

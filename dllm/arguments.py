@@ -308,7 +308,7 @@ def build() -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
     add("--delta", default="0.1", metavar="SHARE", help="the chance to be wrong about that [0.1]")
     add("--n", metavar="INT", help="ask this many questions, a third of them for the search; by default all")
     add("--samplers", metavar="NAMES", help=f"with commas between: {samplers} [{','.join(tuned.SAMPLERS)}]")
-    add("--caches", metavar="NAMES", help=f"likewise: {caches} [{','.join(tuned.CACHES)}]")
+    add("--caches", metavar="NAMES", help=f"likewise: {caches} [none,dual; of block-causal models none,exact,subblock]")
     add(
         "--output",
         default="runs/tune/settings.json",

@@ -239,8 +239,8 @@ def evaluate(options: Namespace) -> int:
     limit = None if options.limit is None else convert("limit", options.limit, int)
     task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
     decoding = decoding_of(options)
-    method = answers.method_of(config_of(options.model)[0].attention == "causal", task, **decoding)
     if options.ray is not None:
+        method = answers.method_of(config_of(options.model)[0], task, **decoding)
         return evaluate_on_ray(options, task, method, limit, world_size)
     console = Console(stderr=True) if rank == 0 else None
     path = runner.evaluate(
@@ -333,15 +333,16 @@ def tune(options: Namespace) -> int:
     options.settings = names
     decoding, n = settings_of(options), None if options.n is None else convert("n", options.n, int)
     lose, delta = convert("lose", options.lose, float), convert("delta", options.delta, float)
+    model = load(options)
     samplers = listed(options.samplers) if options.samplers else [*tuned.SAMPLERS]
-    caches = listed(options.caches) if options.caches else [*tuned.CACHES]
+    caches = listed(options.caches) if options.caches else [*tuned.usual_caches(model.spec)]
     console = Console(stderr=True, highlight=False)
     console.print(f"searching {' '.join(samplers)}\nwith the caches {' '.join(caches)}", style="dim", soft_wrap=True)
     path = Path(options.output)
     with replacing(path) as made, console.status("", refresh_per_second=4) as status:
         assert made is not None
         found = tuned.tune(
-            load(options),
+            model,
             task,
             path.with_suffix(".cells"),
             name=options.model,

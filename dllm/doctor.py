@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def devices() -> list[dict[str, Any]]:
 
 def config_of(name: str) -> tuple[ModelSpec, dict[str, Any]]:
     """A model's spec and config.json; of a model on the hub only that file is fetched."""
-    name, _ = loading.split_name(name, {})
+    name, options = loading.split_name(name, {})
     folder = Path(name).expanduser()
     if name.count("/") == 1 and not folder.exists() and not name.startswith((".", "~", "/")):
         from huggingface_hub import hf_hub_download
@@ -88,7 +89,10 @@ def config_of(name: str) -> tuple[ModelSpec, dict[str, Any]]:
     else:
         folder = loading.find(name, None)
     config = dict(loading.read_config(folder))
-    return loading.family_of(config, folder).spec(config), config
+    spec, block_length = loading.family_of(config, folder).spec(config), options.get("block_length")
+    if options.keys() - {"block_length"}:  # as dllm.adapt opens it, which checks the values
+        return replace(spec, attention="block", block_length=block_length or 1), config
+    return loading.in_blocks(spec, block_length), config
 
 
 def need(

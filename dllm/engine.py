@@ -182,6 +182,8 @@ class Run:
         if self.spec.attention == "block":
             pairs = self.pairs
             facts |= {"attended": (columns * pairs).sum(1), "step_attended": (step_columns * pairs).sum(1)}
+            # A block sees nothing behind itself, so that nothing behind what is computed is read from the store.
+            facts["ends"] = ((columns | step_columns) * (canvas.columns + 1)).amax(1)
         told = dict(zip(facts, torch.stack([*facts.values()]).tolist(), strict=True))
         self.measure(told.get("steps"))
         self.look(told)
@@ -207,6 +209,7 @@ class Run:
             n_drafts=n_drafts,
             step_columns=step_columns,
             step_counts=told.get("step_counts", told["counts"]),
+            ends=told.get("ends", told["lengths"]),
             attended=told.get("attended"),
             step_attended=told.get("step_attended"),
             **{name: told[name] for name in ("counts", "lengths", "starts", "undecided", "to_the_end", "widths")},

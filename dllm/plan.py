@@ -26,6 +26,8 @@ class Plan:
     """How many columns of each row are computed."""
     lengths: list[int]
     """How many columns each row has."""
+    ends: list[int]
+    """How many of them, from the first on, its forward may attend to."""
     starts: list[int]
     """Where each row's block begins."""
     undecided: list[int]
@@ -119,3 +121,7 @@ class Batch:
     @property
     def lengths(self) -> list[int]:
         return [self.plan.lengths[row] for row in self.rows]
+
+    @property
+    def ends(self) -> list[int]:
+        return [self.plan.ends[row] for row in self.rows]

@@ -166,3 +166,10 @@ def test_wider_heads_for_keys_need_more(tiny):
     spec = tiny().spec
     more = doctor.need(replace(spec, n_kv_heads=4), torch.float32, **SIZES)["keys and values"]
     assert more == 2 * doctor.need(spec, torch.float32, **SIZES)["keys and values"]
+
+
+def test_options_behind_a_models_name_are_of_its_spec():
+    spec, _ = doctor.config_of("tiny-ar:block_length=8,logits_shift=1")
+    assert (spec.attention, spec.block_length) == ("block", 8)
+    with pytest.raises(DllmError, match="block_length=8 is of block-causal models"):
+        doctor.config_of("tiny-llada:block_length=8")

@@ -19,7 +19,7 @@ from dllm.generation import Request, check_lengths, cut_tokens, named, rendered,
 from dllm.options import parts
 from dllm.samplers.base import Sampler
 from dllm.settings import ALIASES, Settings
-from dllm.spec import Model
+from dllm.spec import Model, ModelSpec
 from dllm.speculate import Drafter, Rule
 from dllm.speculate.run import UNDECIDED, CausalRun
 
@@ -46,12 +46,17 @@ class Method:
         sampler: str | Sampler | None = None,
         cache: str | Cache | None = None,
         *,
+        spec: ModelSpec | None = None,
         remasking: str = "low_confidence",
         **settings: Any,
     ) -> "Method":
-        """Arguments as of `dllm.generate`; seed is 0 unless given, so that resumed runs and ranks agree."""
-        options = over(task, settings)
-        made, stored = choose_sampler(sampler, remasking, options), choose_cache(cache, options)
+        """Arguments as of `dllm.generate`; seed is 0 unless given, so that resumed runs and ranks agree.
+
+        spec: of the model, whose own blocks go before the protocol's; it also names the usual sampler.
+        """
+        options = over(task, settings, spec)
+        default = ModelSpec.sampler if spec is None else spec.sampler
+        made, stored = choose_sampler(sampler, remasking, options, default), choose_cache(cache, options)
         checked = Settings(**{"seed": 0} | {"stop": stops(task, options)} | canonical(options))
         return cls(made, stored, checked, task.chat)
 
@@ -110,19 +115,21 @@ class CausalMethod:
         return {"draft": drafter, "verify": rule, "chat": self.chat} | settings
 
 
-def method_of(causal: bool, task: Task, **decoding: Any) -> Method | CausalMethod:
+def method_of(spec: ModelSpec, task: Task, **decoding: Any) -> Method | CausalMethod:
     """How a model answers, from what was given for it. Raises DllmError for what is meant for the other kind."""
+    causal = spec.attention == "causal"
     for name in ("sampler", "cache", "remasking") if causal else ("draft", "verify"):
         if (value := decoding.pop(name, None)) is not None:
             kind = "decodes token by token" if causal else "fills masks"
             raise DllmError(f"{name}={value!r} does not apply to this model, which {kind}; leave it out.")
-    return CausalMethod.of(task, **decoding) if causal else Method.of(task, **decoding)
+    return CausalMethod.of(task, **decoding) if causal else Method.of(task, spec=spec, **decoding)
 
 
-def over(task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, over the settings of the task's protocol."""
+def over(task: Task, settings: Mapping[str, Any], spec: ModelSpec | None = None) -> dict[str, Any]:
+    """What was given, over the settings of the task's protocol, of which a model with blocks of its own keeps these."""
     given = {ALIASES.get(name, name) for name in settings}
-    return {name: value for name, value in task.settings.items() if name not in given} | dict(settings)
+    own = {"block_length": spec.block_length} if spec and spec.block_length else {}
+    return {name: value for name, value in (dict(task.settings) | own).items() if name not in given} | dict(settings)
 
 
 def stops(task: Task, options: dict[str, Any]) -> tuple[str, ...]:

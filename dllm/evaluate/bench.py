@@ -82,7 +82,7 @@ class Bench:
 
     def measure(self, candidate: Candidate, asked: Sequence[Question]) -> Cell:
         """Raises DllmError if the task's headline is not right or wrong for each answer."""
-        method = Method.of(self.task, candidate.sampler, candidate.cache, **self.decoding)
+        method = Method.of(self.task, candidate.sampler, candidate.cache, spec=self.model.spec, **self.decoding)
         values, nfe, tokens, seconds = dict[int, Any](), 0, 0, 0.0
         for done in answers(self.model, dict(enumerate(asked)), method):
             values[done.index] = self.task.score(asked[done.index], done.texts[0])[self.task.metrics[0]]

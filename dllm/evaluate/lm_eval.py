@@ -28,7 +28,7 @@ from dllm.evaluate.answers import text_of
 from dllm.evaluate.finished import Finished, key_of
 from dllm.evaluate.jobs import Job, Reply, grouped, speed
 from dllm.evaluate.likelihood import Pair, check, greedy, log_likelihoods
-from dllm.evaluate.model_args import DEFAULTS, asked, opened, read, wraps
+from dllm.evaluate.model_args import ALSO, DEFAULTS, asked, opened, read, wraps
 from dllm.generation import token_ids
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
             given["device"] = f"cuda:{os.environ.get('LOCAL_RANK', self._rank)}"
         self.args = read(self.name, given)
         self.model = opened(self.args)
+        if (own := self.model.spec.block_length) and not any(ALSO.get(name, name) == "block_length" for name in given):
+            self.args.settings["block_length"] = own
         self.tokenizer: Any = self.model.tokenizer
         self.templated = False
         """Whether the harness has put prompts through the chat template."""

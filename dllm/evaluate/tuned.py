@@ -21,13 +21,14 @@ from dllm.evaluate.finished import Finished
 from dllm.evaluate.tasks.base import Question, Task
 from dllm.evaluate.tune import approved, finalists, fronts, search
 from dllm.settings import Settings
-from dllm.spec import Model
+from dllm.spec import Model, ModelSpec
 
 SAMPLERS = (
     *("threshold:threshold=0.95", "threshold:threshold=0.9", "threshold:threshold=0.8", "threshold:threshold=0.7"),
     *("eb:gamma=0.05", "eb:gamma=0.1", "factor:factor=1.0"),
 )
-CACHES = ("none", "dual")
+CACHES: dict[str, tuple[str, ...]] = {"full": ("none", "dual"), "block": ("none", "exact", "subblock")}
+"""What is searched where no caches are named, by the model's pattern of attention."""
 SEARCH_SHARE = 1 / 3
 """Of the questions; the others are held out: what is to be proved needs more of them than what is to be found."""
 LEAST = 24
@@ -44,17 +45,17 @@ def tune(
     delta: float = 0.1,
     n: int | None = None,
     samplers: Sequence[str] = SAMPLERS,
-    caches: Sequence[str] = CACHES,
+    caches: Sequence[str] | None = None,
     tell: Callable[[str], None] = lambda _: None,
     **decoding: Any,
 ) -> dict[str, Any]:
     """Search samplers x caches for the fastest that loses at most `lose` points, and prove it on held-out questions.
 
     folder: where finished cells are kept, so that a killed search goes on. lose: points of the headline, above 0.
-    delta: the chance, in (0, 1), that the setting given loses more after all. n: questions asked, at random.
-    decoding: other settings, the same for all. The proof is of one search: to run it again with other candidates on the
-    same held-out questions is outside it. Returns what `dllm.settings_file` reads. Raises DllmError for values that
-    cannot be.
+    delta: the chance, in (0, 1), that the setting given loses more after all. n: questions asked, at random. caches:
+    by default `usual_caches`. decoding: other settings, the same for all. The proof is of one search: to run it again
+    with other candidates on the same held-out questions is outside it. Returns what `dllm.settings_file` reads. Raises
+    DllmError for values that cannot be.
     """
     if not 0 < lose < 100:
         raise DllmError(f"lose={lose} points cannot be proved; give more than 0 and less than 100.")
@@ -62,12 +63,14 @@ def tune(
         raise DllmError(f"delta={delta} is not a probability between 0 and 1; 0.1 is usual.")
     if decoding.get("steps") is not None:
         raise DllmError(f"steps={decoding['steps']}: the baseline takes one token a step; leave it out.")
-    candidates = [c for c in (Candidate(*pair) for pair in product(samplers, caches)) if c != BASELINE]
+    pairs = product(samplers, usual_caches(model.spec) if caches is None else caches)
+    candidates = [c for c in (Candidate(*pair) for pair in pairs) if c != BASELINE]
     for candidate in candidates:
         dllm.samplers.make(candidate.sampler)
         dllm.cache.make(candidate.cache)
     seen, held_out = split(task, n)
-    method, where = Method.of(task, BASELINE.sampler, BASELINE.cache, **decoding), conditions(model, name)
+    method = Method.of(task, BASELINE.sampler, BASELINE.cache, spec=model.spec, **decoding)
+    where = conditions(model, name)
     facts = {key: where[key] for key in ("model", "device", "dtype", "threads")} | {
         "task": task.name,
         "protocol": task.protocol,
@@ -90,6 +93,10 @@ def tune(
         "held_out": rows(tested, base, passed) if base else [],
         "conditions": where,
     }
+
+
+def usual_caches(spec: ModelSpec) -> Sequence[str]:
+    return CACHES.get(spec.attention, ("none",)) if spec.cacheable else ("none",)
 
 
 def split(task: Task, n: int | None) -> tuple[list[Question], list[Question]]:

@@ -81,6 +81,18 @@ def upto(first, last):
     return [*range(first, last + 1)]
 
 
+@pytest.mark.parametrize(
+    ("cache", "drafts", "want"), [("exact", 1, [8, 12, 13]), ("exact", 2, [8, 12, 13]), ("none", 1, [13] * 3)]
+)
+def test_what_stands_behind_the_present_block_is_not_read(tiny, cache, drafts, want):
+    """A prompt of 6 and an answer of 7, in blocks of 4 columns that are decided at once."""
+    model, views = tiny(**cases.BLOCKS), []
+    watched = model.register_forward_pre_hook(lambda _, given: views.append(given[1]))
+    generate(model, [5] * 6, "threshold:threshold=0", cache, gen_length=7, eos_early_stop=False, drafts=drafts)
+    watched.remove()
+    assert [getattr(view, "base", view).visible.shape[-1] for view in views] == want
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_finished_block_is_computed_once_more_with_the_next_one(tiny, shift):
     """A prompt of 6 and an answer of 7: blocks of the columns 4 to 7, 8 to 11, and 12."""
@@ -139,7 +151,10 @@ TEXTS = [[(7 * i + j) % 38 for j in range(1 + i)] for i in range(8)]
 
 @pytest.mark.parametrize(("part", "shift"), [(2, 0), (3, 1), (4, 1)])
 def test_the_other_parts_of_a_block_keep_what_they_were_computed_with(tiny, part, shift):
-    model, ask = tiny(attention="block", block_length=8, logits_shift=shift), {"gen_length": 21, "eos_early_stop": False}
+    model, ask = (
+        tiny(attention="block", block_length=8, logits_shift=shift),
+        {"gen_length": 21, "eos_early_stop": False},
+    )
     made = generate(model, TEXTS, "static", f"subblock:small_block={part}", **ask)
     exact = generate(model, TEXTS, Parts(part), "exact", **ask)
     assert made.completions == [by_hand(model, prompt, 21, part) for prompt in TEXTS]

@@ -1,6 +1,6 @@
 """What a model is given and what becomes of its answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -10,6 +10,8 @@ from dllm.errors import DllmError
 from dllm.evaluate.answers import Method, answers, method_of
 from dllm.evaluate.tasks import Question, Task
 from dllm.generation import token_ids
+from dllm.models.tiny import SIZES
+from dllm.spec import ModelSpec
 
 PROMPTS = ["Copy this list: sun, moon", "Reverse this list: cat, dog, owl", "Sort this list: pear, apple"]
 
@@ -102,6 +104,10 @@ def test_time_runs_and_steps_that_meet_a_prompt_are_told_apart(model):
     assert one.nfe == 1 and one.decode_tokens == 0 == one.decode_seconds
 
 
+FULL = ModelSpec(**SIZES)
+CAUSAL, BLOCKS = replace(FULL, attention="causal"), replace(FULL, attention="block", block_length=8)
+
+
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory):
     return dllm.load(checkpoints.save(tmp_path_factory.mktemp("causal"), config=checkpoints.CAUSAL), dtype="float64")
@@ -109,7 +115,7 @@ def causal(tmp_path_factory):
 
 def said(model, task, **options):
     """The answers of a causal model by their index."""
-    method = method_of(True, task, **options)
+    method = method_of(CAUSAL, task, **options)
     return {answer.index: answer for answer in answers(model, dict(enumerate(task.questions())), method)}
 
 
@@ -135,11 +141,11 @@ def test_a_stop_string_ends_a_causal_answer_with_the_token_that_completes_it(cau
 def test_what_is_meant_for_the_other_kind_of_model_is_refused(model, causal):
     for options in ({"sampler": "static"}, {"cache": "dual"}, {"remasking": "random"}):
         with pytest.raises(DllmError, match="does not apply to this model, which decodes token by token"):
-            method_of(True, asks(), **options)
+            method_of(CAUSAL, asks(), **options)
     with pytest.raises(DllmError, match="draft='ngram' does not apply to this model, which fills masks"):
-        method_of(False, asks(), draft="ngram")
+        method_of(FULL, asks(), draft="ngram")
     with pytest.raises(DllmError, match="steps=4 is about filling masks"):
-        method_of(True, asks(), steps=4)
+        method_of(CAUSAL, asks(), steps=4)
     with pytest.raises(DllmError, match="this model fills masks"):
         said(model, asks())
     with pytest.raises(DllmError, match="it cannot fill masks"):
@@ -147,10 +153,24 @@ def test_what_is_meant_for_the_other_kind_of_model_is_refused(model, causal):
 
 
 def test_the_facts_of_a_causal_method_tell_drafter_and_rule():
-    facts = method_of(True, asks(), draft="ngram:k=3", verify="ratio", temperature=0.5).facts()
+    facts = method_of(CAUSAL, asks(), draft="ngram:k=3", verify="ratio", temperature=0.5).facts()
     assert (facts["draft"]["name"], facts["draft"]["k"], facts["verify"]) == ("ngram", 3, {"name": "ratio"})
     assert facts["temperature"] == 0.5 and facts["seed"] == 0 and "steps" not in facts and facts["chat"]
-    assert method_of(True, asks()).facts()["draft"] is None
+    assert method_of(CAUSAL, asks()).facts()["draft"] is None
+
+
+def test_a_models_own_blocks_stand_over_the_tasks_and_the_callers_over_both():
+    task = asks(settings={"gen_length": 12, "block_length": 32})
+    assert method_of(BLOCKS, task).facts()["block_length"] == 8
+    assert method_of(BLOCKS, task, block_size=4).facts()["block_length"] == 4
+    assert method_of(FULL, task).facts()["block_length"] == 32
+
+
+def test_a_models_own_sampler_answers_where_none_is_named():
+    spec = replace(FULL, sampler="factor:factor=2.0")
+    assert method_of(spec, asks()).facts()["sampler"] == {"name": "factor", "factor": 2.0}
+    assert method_of(spec, asks(), sampler="static").facts()["sampler"]["name"] == "static"
+    assert method_of(FULL, asks()).facts()["sampler"]["name"] == "threshold"
 
 
 def test_the_callers_settings_stand_over_the_tasks():

@@ -301,3 +301,12 @@ def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch, capsys):
     monkeypatch.delattr("dllm.evaluate.lm_eval")
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     assert main(["lm_eval", "--help"]) == 2 and "pip install 'dllm-decode[eval]'" in capsys.readouterr().err
+
+
+def test_a_model_with_blocks_of_its_own_is_asked_in_these():
+    """The name alone would say 1024."""
+    named = type("Named", (adapter.DiffusionLM,), {"name": "llada_dist"})
+    model = dllm.load("tiny-ar:block_length=8,logits_shift=1", device="cpu")
+    assert named(pretrained=model).args.settings["block_length"] == 8
+    assert named(pretrained=model, block_size=4).args.settings["block_length"] == 4
+    assert named(pretrained="tiny-llada").args.settings["block_length"] == 1024

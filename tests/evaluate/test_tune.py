@@ -16,6 +16,8 @@ from dllm.evaluate.finished import Finished
 from dllm.evaluate.tasks.base import Question
 from dllm.evaluate.tune import approved, better_half, finalists, fronts, search
 from dllm.evaluate.tuned import split, table, tune, used
+from dllm.models.tiny import SIZES
+from dllm.spec import ModelSpec
 
 A, B, C, D = (Candidate(name, "none") for name in "abcd")
 ASKED = [Question(str(i), f"question {i}", {}) for i in range(100)]
@@ -211,6 +213,14 @@ def test_questions_are_seen_or_held_out():
 def test_what_cannot_be_is_refused(llada, options, message):
     with pytest.raises(DllmError, match=message):
         run(llada, **options)
+
+
+def test_caches_are_searched_that_suit_the_model():
+    spec = ModelSpec(**SIZES)
+    assert tuned.usual_caches(spec) == ("none", "dual")
+    blocks = tuned.usual_caches(replace(spec, attention="block", block_length=8))
+    assert all("block" in dllm.cache.make(name).patterns for name in blocks) and "exact" in blocks
+    assert tuned.usual_caches(replace(spec, cacheable=False)) == ("none",)
 
 
 def test_answers_must_be_right_or_wrong(llada, monkeypatch):
