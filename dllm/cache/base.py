@@ -1,7 +1,7 @@
 """The K/V store and its two faces: a policy that says which rows are stale, and a view for one forward.
 
 A column's key is stored after rotation at its absolute column, so that recomputing other columns leaves it valid and
-nothing is ever concatenated, cropped or moved. Shape letters: R rows in flight, B rows of one forward, L canvas columns,
+nothing is ever concatenated, cropped or moved. Shape letters: R rows in flight, B rows of a forward, L canvas columns,
 Q computed columns, W span, H heads, K kv heads, D head width.
 """
 
@@ -38,7 +38,7 @@ def attention(
 def visibility(
     spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]
 ) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
-    """Which columns each row may attend to: those that exist and that the model's pattern reaches. None: all of them."""
+    """Which columns each row may attend to: those that exist and that the model's pattern reaches. None: all."""
     column = torch.arange(max(lengths), device=rows.device)
     reach = spec.reach(rows)
     if reach is None and min(lengths) == max(lengths):
@@ -211,7 +211,7 @@ class CacheState(Store):
         self.age[slots] += steps
 
     def needed(self, scope: Span, block: Span) -> Span:
-        """What of a scope must be predicted in these blocks; a cache may leave out what is decided and keeps its K/V."""
+        """What of a scope must be predicted in these blocks; a cache may leave out what is decided and has its K/V."""
         self.block = block.columns[:, 0].clone()  # it is written to, one row at a time
         return scope
 

@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.cache.base import Store, attention
-from dllm.spec import ModelSpec
 
 
 class CausalStore(Store):

@@ -1,4 +1,4 @@
-"""d2Cache: compute the masks that are about to be decided, and the columns that are attended to most (arXiv:2509.23094)."""
+"""d2Cache: compute the masks about to be decided, and the columns that are attended to most (arXiv:2509.23094)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -46,7 +46,9 @@ class D2Cache(Cache):
         if not number(self.sigma) or not 0 < self.sigma < float("inf"):
             raise DllmError(f"sigma={self.sigma!r} is not a width in columns; give more than 0.")
         if not number(self.rollout_p) or not 0 < self.rollout_p <= 1:
-            raise DllmError(f"rollout_p={self.rollout_p!r} is not a share of attention; give more than 0, up to 1 (all).")
+            raise DllmError(
+                f"rollout_p={self.rollout_p!r} is not a share of attention; give more than 0, up to 1 (all)."
+            )
         if not number(self.decay) or not 0 <= self.decay < 1:
             raise DllmError(f"decay={self.decay!r} does not fade; give 0 (the last step alone) or more, less than 1.")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from dllm.cache.base import Cache, CacheState
@@ -22,7 +22,7 @@ def check_steps(name: str, value: int) -> None:
 
 @dataclass(frozen=True)
 class DelayedCache(Cache):
-    """dKV-Cache-Decode: keep what was computed with its token, compute masks and new tokens (dKV-Cache, arXiv:2505.15781).
+    """dKV-Cache-Decode: keep what was computed with its token, compute masks and new tokens (arXiv:2505.15781).
 
     Everything is computed in the first two steps of a block, and in every `refresh`-th step of it. With a shift the
     columns that predict masked ones are computed besides.
@@ -44,7 +44,7 @@ class DelayedCache(Cache):
 
 @dataclass(frozen=True)
 class PromptDelayedCache(DelayedCache):
-    """dKV-Cache-PD: the same, but the prompt is computed once, or again after `prompt_refresh` steps (arXiv:2505.15781)."""
+    """dKV-Cache-PD: the same, the prompt computed once, or again after `prompt_refresh` steps (arXiv:2505.15781)."""
 
     prompt_refresh: int | None = None
     """The first refresh this many steps after the prompt was computed computes it too; None: never."""
@@ -100,7 +100,9 @@ class GreedyState(NotingState):
         """Each of the next columns and the n masks around it; more on one side where the other has too few."""
         masked = self.canvas.undecided
         rank, last = masked.cumsum(1) - 1, masked.sum(1, keepdim=True) - 1
-        first = (rank.gather(1, self.next.columns) - (n + 1) // 2).minimum(last - n).clamp(min=0)[..., None]  # (R, W, 1)
+        first = (
+            (rank.gather(1, self.next.columns) - (n + 1) // 2).minimum(last - n).clamp(min=0)[..., None]
+        )  # (R, W, 1)
         return ((rank[:, None] >= first) & (rank[:, None] <= first + n)).any(1) & masked
 
 

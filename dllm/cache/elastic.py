@@ -1,4 +1,4 @@
-"""Elastic-Cache: compute a few columns, and all of them from the layer on at which attention has drifted (arXiv:2510.14973)."""
+"""Elastic-Cache: compute few columns, and all from the layer on where attention has drifted (arXiv:2510.14973)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class ElasticCache(Cache):
                 raise DllmError(f"{name}={value!r} is not a number of columns; give 1 or more.")
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma <= 1:
             raise DllmError(
-                f"gamma={self.gamma!r} is not a cosine of probabilities; give a value from 0 (never refresh) to 1 (always)."
+                f"gamma={self.gamma!r} is not a cosine of probabilities; give a value from 0 (no refresh) to 1 (always)."
             )
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "ElasticState":
@@ -66,8 +66,8 @@ class ElasticCache(Cache):
 class ElasticView(StoredView):
     """One forward over few rows, whose attention it tests; or, from layer `first` on, the repair over all columns.
 
-    A forward goes on with its few rows above the layer at which one of the batch drifts: rows decide for themselves, and
-    to look at every layer would make the host wait for a GPU each time. So the host reads once, after the forward, which
+    A forward goes on with its few rows above the layer at which one of the batch drifts: rows decide on their own, and
+    to look at every layer would make the host wait for a GPU each time. So it reads once, after the forward, which
     rows drifted at which layer, and these run again from the next layer on. On a CPU, where looking costs nothing, the
     forward stops once all of its rows have drifted and the next layer has noted their inputs. What is computed in vain
     is not counted, as padding is not.
@@ -149,7 +149,11 @@ class ElasticView(StoredView):
             part = [row for row, found in enumerate(first) if found == layer]
             lengths, index = [self.lengths[row] for row in part], torch.tensor(part, device=self.rows.device)
             rows = full_view(self.state.spec, lengths, self.rows.device).rows
-            yield part, ElasticView(self.state, rows, self.window[index], self.slots[index], lengths, lengths, layer), n - layer
+            yield (
+                part,
+                ElasticView(self.state, rows, self.window[index], self.slots[index], lengths, lengths, layer),
+                n - layer,
+            )
 
 
 class ElasticState(NotingState):
@@ -185,7 +189,9 @@ class ElasticState(NotingState):
         masked, width = self.canvas.undecided & scope.mask(self.canvas.tokens.shape[1]), scope.columns.shape[1]
         if not self.elastic.block_caching:
             return Span.where(masked, width)
-        return Span.where(masked & (masked.cumsum(1) <= self.elastic.window_length), min(self.elastic.window_length, width))
+        return Span.where(
+            masked & (masked.cumsum(1) <= self.elastic.window_length), min(self.elastic.window_length, width)
+        )
 
     def retire(self, keep: Int[Tensor, " R"]) -> None:
         super().retire(keep)

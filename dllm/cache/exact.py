@@ -1,6 +1,6 @@
 """The caches of block-causal models (BD3-LM, arXiv:2503.09573; SDAR, arXiv:2510.06303; Fast-dLLM v2, arXiv:2509.26328).
 
-A column of such a model sees its block and what stands before it. So once a block is finished its keys and values can be
+A column of such a model sees its block and what stands before it. So once a block is finished, its keys and values are
 computed for good, and nothing behind the present block is needed at all.
 """
 

@@ -68,7 +68,7 @@ class Refreshed(Cache):
         whole = isinstance(self.refresh, int) and not isinstance(self.refresh, bool)
         if self.refresh is not None and not (whole and self.refresh >= 1):
             raise DllmError(
-                f"refresh={self.refresh!r} is not a number of forwards; give 1 (recompute always) or more, or leave it out."
+                f"refresh={self.refresh!r} is not a number of forwards; give 1 (always recompute) or more, or None."
             )
 
     @property

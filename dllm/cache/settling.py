@@ -1,4 +1,4 @@
-"""Stores that know more: the steps of a block, the tokens that keys and values were computed with, which are settled."""
+"""Stores that know more: a block's steps, the tokens that keys and values were computed with, which are settled."""
 
 import torch
 from jaxtyping import Bool, Int

@@ -35,10 +35,16 @@ class SparseCache(Cache):
     """The columns are chosen in the step of a block that so many precede; these compute everything too."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.retention, bool) or not isinstance(self.retention, int | float) or not 0 < self.retention <= 1:
+        if (
+            isinstance(self.retention, bool)
+            or not isinstance(self.retention, int | float)
+            or not 0 < self.retention <= 1
+        ):
             raise DllmError(f"retention={self.retention!r} is not a share to keep; give more than 0, up to 1 (all).")
         if isinstance(self.kernel, bool) or not isinstance(self.kernel, int) or self.kernel < 1 or self.kernel % 2 == 0:
-            raise DllmError(f"kernel={self.kernel!r} is not an odd number of columns; give 1 (no neighbours), 3 or more.")
+            raise DllmError(
+                f"kernel={self.kernel!r} is not an odd number of columns; give 1 (no neighbours), 3 or more."
+            )
         if isinstance(self.delay, bool) or not isinstance(self.delay, int) or self.delay < 0:
             raise DllmError(f"delay={self.delay!r} is not a number of steps; give 0 (choose in the first) or more.")
 

@@ -1,7 +1,7 @@
 """What caches need that look at attention: its probabilities for a few rows, and which columns these attend to most."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -35,7 +35,7 @@ def similarity(
     valid: Bool[Tensor, "B Q"],
     visible: Bool[Tensor, "B 1 _ L"] | None,
 ) -> Float[Tensor, " B"]:
-    """Cosine over heads of what was and what is attended to, the mean over visible columns of the valid rows; 0 to 1."""
+    """Cosine over heads of what was and what is attended to, the mean over the valid rows' visible columns; 0 to 1."""
     old, new = old.clamp(min=1e-18), new.clamp(min=1e-18)  # what squares to 0 in float32 counts as unchanged
     cosine = (old * new).sum(1) / ((old * old).sum(1).sqrt() * (new * new).sum(1).sqrt())  # (B, Q, L)
     counted = valid[:, :, None] & (torch.ones_like(cosine, dtype=torch.bool) if visible is None else visible[:, 0])

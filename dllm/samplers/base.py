@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,7 +51,7 @@ class Recall:
     fresh: Bool[Tensor, " B"]
     """Rows on their first step of a block, which remember nothing."""
     place: Int[Tensor, "B W"]
-    """Where the predicted columns stand in the sampler's scope, of which a cache may leave some out; `width` at padding."""
+    """Where the predicted columns stand in the sampler's scope, which a cache may narrow; `width` at padding."""
     width: int
     """Columns of the sampler's scope."""
 

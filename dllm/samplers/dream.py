@@ -49,7 +49,7 @@ class DreamOrder(Sampler):
 class Origin(DreamOrder):
     """Reveal every masked column with the probability of its timestep, whatever the model is sure of.
 
-    A column's timestep can be drawn before the first step: it is revealed once the timestep is below its uniform number.
+    A column's timestep can be drawn before the first step: it is revealed once the time is below its uniform number.
     So the steps that would reveal nothing are known, and skipped.
     """
 

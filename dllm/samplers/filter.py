@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ FILE = "filter.safetensors"
 def dense(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers of these widths with ReLU between them."""
     layers: list[nn.Module] = []
-    for wide, narrow in zip(sizes, sizes[1:], strict=False):
+    for wide, narrow in pairwise(sizes):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -49,7 +50,7 @@ class Shared:
     hidden: int = 32
     layers: int = 2
 
-    def build(self, features: int, block_length: int) -> nn.Sequential:  # noqa: ARG002  # of any length
+    def build(self, features: int, block_length: int) -> nn.Sequential:  # of any length
         """(B, W, F) to (B, W)."""
         return nn.Sequential(*dense([features, *[self.hidden] * (self.layers - 1), 1]), nn.Flatten(1))
 

@@ -11,7 +11,7 @@ from dllm.samplers.base import Needs, Prediction, Sampler, check_at_least, check
 
 @dataclass(frozen=True)
 class Klass(Sampler):
-    """Reveal where the confidence is high and the distribution has been stable for some steps (KLASS, arXiv:2511.05664).
+    """Reveal where confidence is high and the distribution has been stable for some steps (KLASS, arXiv:2511.05664).
 
     Stable: KL(now || one step ago) < kl_threshold in each of the last `history` steps of the block. Where nothing is
     ready the schedule's quota of the most probable tokens is revealed.

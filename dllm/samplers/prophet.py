@@ -19,7 +19,7 @@ class Prophet(Wrapper):
     """Commit early when the two highest logits lie far apart where the answer stands (Prophet, arXiv:2508.19982).
 
     A step's mean gap between the highest and the second logit over the answer region is compared with a threshold that
-    falls with progress, step / steps. If it passes, everything left is revealed; otherwise `base` decides, at every step.
+    falls with progress, step / steps. If it passes, all that is left is revealed, else `base` decides, at every step.
     With `answer_start` the region is `answer_length` columns from there, decided ones too, and all of the answer is
     revealed. Without it the region is what is masked in the block, and the block is revealed.
     """

@@ -35,7 +35,9 @@ class Factor(Sampler):
 
     def __post_init__(self) -> None:
         if not isinstance(self.factor, int | float) or not self.factor > 0:
-            raise DllmError(f"factor={self.factor!r} must be above 0; 1.0 is the paper's, smaller reveals fewer tokens a step.")
+            raise DllmError(
+                f"factor={self.factor!r} must be above 0; 1.0 is the paper's, smaller reveals fewer tokens a step."
+            )
 
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
         surest = p.confidence.masked_fill(~p.masked, -torch.inf).sort(1, descending=True).values

@@ -13,7 +13,7 @@ from dllm.samplers.base import Needs, Prediction, Sampler, check_probability
 class Wino(Sampler):
     """Wide in, narrow out (WINO, arXiv:2507.18578).
 
-    Reveal what exceeds `threshold`, at most 70 % of the masks (never fewer than 5, nor more than 20), at least one. Mask
+    Reveal what exceeds `threshold`, at most 70 % of the masks (no fewer than 5, nor more than 20), at least one. Mask
     again those tokens of the block that their shadow gives less than `threshold_back`: a row that stands at the same
     place, holds a mask, and sees all but the token itself. At most one fewer than were revealed in the step before, so
     that a block of n masks takes at most n steps. Nothing is taken back in a step that reveals one token.

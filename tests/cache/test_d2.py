@@ -2,10 +2,10 @@
 
 import math
 
-import cases
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, Trace, generate, stream
 from dllm.cache import D2Cache, make
 from dllm.canvas import Span

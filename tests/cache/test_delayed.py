@@ -1,9 +1,9 @@
 """dKV-Cache: what a step computes, by hand."""
 
-import cases
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, Trace, generate
 from dllm.cache import DelayedCache, GreedyCache, PromptDelayedCache, make
 from dllm.canvas import Span
@@ -44,9 +44,7 @@ def test_a_token_is_computed_once_more_after_it_was_decided_and_then_kept(model)
 def test_it_never_computes_more_than_no_cache_and_all_if_refreshed_always(tiny, sampler, shift):
     ask = {"gen_length": 12, "block_length": 6, "seed": 0, "eos_early_stop": False}
     model = tiny(logits_shift=shift)
-    plain, kept, always = (
-        generate(model, cases.PROMPTS, sampler, c, **ask) for c in ("none", "dkv", "dkv:refresh=1")
-    )
+    plain, kept, always = (generate(model, cases.PROMPTS, sampler, c, **ask) for c in ("none", "dkv", "dkv:refresh=1"))
     assert always.completions == plain.completions and torch.equal(always.rows, plain.rows)
     width = torch.tensor([len(p) + 12 for p in cases.PROMPTS]) + (12 if "wino" in sampler else 0)
     assert (kept.rows <= kept.nfe * width).all()
@@ -152,10 +150,14 @@ def test_greedy_computes_the_next_columns_masks_around_them_and_new_tokens(model
 
 
 def test_greedy_needs_a_sampler_that_tells_what_comes_next(model):
-    with pytest.raises(DllmError, match=r"GreedyCache.*which Threshold.* decides afterwards.*one of the samplers random\."):
+    with pytest.raises(
+        DllmError, match=r"GreedyCache.*which Threshold.* decides afterwards.*one of the samplers random\."
+    ):
         generate(model, [3], "threshold", "dkv-greedy", gen_length=4)
     with pytest.raises(NotImplementedError, match="Static decides by what the model predicts"):
-        make_sampler("static").announce(torch.ones(1, 2).bool(), torch.ones(1, 2).long(), torch.ones(1).long(), Key(0, torch.zeros(1).long()))
+        make_sampler("static").announce(
+            torch.ones(1, 2).bool(), torch.ones(1, 2).long(), torch.ones(1).long(), Key(0, torch.zeros(1).long())
+        )
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -177,6 +179,6 @@ def test_the_prompt_is_computed_once_or_rarely(model):
         generate(model, [5] * 60, "static", c, **ask)
         for c in ("dkv:refresh=4", "dkv-pd:refresh=4", PromptDelayedCache(refresh=4, prompt_refresh=6))
     )
-    # The steps 0, 1, 4, 8 and 12 are refreshes; the prompt's 60 columns are computed in the first, or in that and the 8th.
+    # Steps 0, 1, 4, 8 and 12 are refreshes; the prompt's 60 columns are computed in the first, or that and the 8th.
     assert always.rows[0] - never.rows[0] == 4 * 60 and always.rows[0] - rarely.rows[0] == 3 * 60
     assert never.refreshes[0] == 1 and rarely.refreshes[0] == 2

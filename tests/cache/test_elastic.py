@@ -174,7 +174,7 @@ def test_shadow_rows_would_take_part_in_the_attention_it_looks_at(model):
 
 
 def test_more_tracked_columns_than_there_are_decided_ones_are_those_that_there_are(tiny):
-    canvas, state = started(tiny(), ElasticCache(window_length=2, gamma=0.0, track_num=50))
+    _, state = started(tiny(), ElasticCache(window_length=2, gamma=0.0, track_num=50))
     assert {*state.track.flatten().tolist()} == {0, 1}
     model, cache = tiny(), ElasticCache(gamma=0.5, window_length=3, track_num=3)
     batch = generate(model, cases.PROMPTS, "static", cache, **ASK)

@@ -1,9 +1,9 @@
 """What each cache recomputes, and that what it keeps is what a full forward would compute again."""
 
-import cases
 import pytest
 import torch
 
+import cases
 from dllm import DllmError
 from dllm.cache import CACHES, Cache, DualCache, NoCache, PrefixCache, VicinityCache, full_view, make
 from dllm.canvas import Span

@@ -1,9 +1,9 @@
 """Sparse-dLLM: which columns a block goes on to see, by hand, and that it sees no others."""
 
-import cases
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, generate
 from dllm.cache import SparseCache, make
 from dllm.canvas import Span
@@ -65,7 +65,7 @@ def test_the_best_columns_stay_and_neighbours_share_their_score():
 
 def test_a_columns_score_is_the_mean_query_of_the_block_times_its_key(tiny):
     model = tiny()
-    canvas, state, block, _ = started(model, SparseCache(delay=3))
+    _, state, block, _ = started(model, SparseCache(delay=3))
     window = state.needed(block, block)
     plan = state.plan(window)
     view = state.view(plan, window, torch.arange(2), plan.sum(1).tolist(), LENGTHS)
@@ -73,7 +73,9 @@ def test_a_columns_score_is_the_mean_query_of_the_block_times_its_key(tiny):
     score = view.score(q, keys)
     for row, start in enumerate(STARTS):
         for column in range(LENGTHS[row]):
-            by_hand = [q[row, i, head] @ keys[row, column, head // 2] for i in range(start, start + 4) for head in range(4)]
+            by_hand = [
+                q[row, i, head] @ keys[row, column, head // 2] for i in range(start, start + 4) for head in range(4)
+            ]
             torch.testing.assert_close(score[row, column], torch.stack(by_hand).sum() / 4)
 
 

@@ -1,11 +1,11 @@
 """Dream's orders: their timesteps, their temperature, and a step-by-step replay of the published rule."""
 
-import cases
 from collections import Counter
 
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, Trace, generate
 from dllm.samplers import make
 

@@ -1,10 +1,10 @@
 """What a filter sees of a block, column by column, whatever else the prediction holds."""
 
-import cases
 from dataclasses import replace
 
 import torch
 
+import cases
 from dllm.canvas import Span
 from dllm.samplers.base import Memory
 from dllm.samplers.features import FEATURES, Sight, channels, seen
@@ -52,7 +52,9 @@ def test_age_counts_the_steps_of_one_proposal_and_forgets_in_a_new_block():
 def test_a_wider_span_and_a_short_block_are_laid_out_by_the_blocks_columns():
     p = cases.example()
     block = torch.tensor([[False, False, True, True, True, True, False, False]])
-    p = replace(p, block=block, span=Span(p.span.columns, torch.ones_like(block).index_fill(1, torch.tensor([5]), False)))
+    p = replace(
+        p, block=block, span=Span(p.span.columns, torch.ones_like(block).index_fill(1, torch.tensor([5]), False))
+    )
     sight = Sight(p, 4)
     assert sight.confidence.tolist() == [[0.99, 0.76, 0.60, 1.0]]  # the last column does not exist
     assert sight.masked.tolist() == [[False, True, True, False]]

@@ -1,11 +1,11 @@
 """What the samplers' papers promise of them, as properties over tiny models and one-step examples."""
 
-import cases
 from dataclasses import replace
 
 import pytest
 import torch
 
+import cases
 from dllm import DllmError, Trace, generate
 from dllm.cache.base import full_view
 from dllm.cache.side import shadow_view
@@ -305,7 +305,8 @@ def test_an_answer_region_lies_inside_the_answer(model):
             generate(model, [3], sampler, gen_length=10)
 
 
-def test_a_base_is_a_name_or_a_sampler(unchecked):
+@pytest.mark.usefixtures("unchecked")
+def test_a_base_is_a_name_or_a_sampler():
     with pytest.raises(DllmError, match="base=3 is neither a name nor a Sampler; there are: static"):
         Prophet(3)
 

@@ -3,12 +3,12 @@
 To add a sampler: a row here. The rules of published code that we do not copy are told in the samplers.
 """
 
-import cases
 from dataclasses import replace
 
 import pytest
 import torch
 
+import cases
 from dllm.canvas import Span
 from dllm.samplers import SAMPLERS, MaskgitPlus, Prediction, Sampler, Static, make
 
