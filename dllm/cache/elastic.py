@@ -47,7 +47,7 @@ class ElasticCache(Cache):
                 raise DllmError(f"{name}={value!r} is not a number of columns; give 1 or more.")
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma <= 1:
             raise DllmError(
-                f"gamma={self.gamma!r} is not a cosine of probabilities; give a value from 0 (no refresh) to 1 (always)."
+                f"gamma={self.gamma!r} is not a cosine of probabilities; give 0 (no refresh) to 1 (always)."
             )
 
     def start(self, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> "ElasticState":

@@ -156,7 +156,7 @@ def test_without_block_caching_all_masks_are_computed(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("gamma=1.5", "gamma=1.5 is not a cosine of probabilities; give a value from 0"),
+        ("gamma=1.5", "gamma=1.5 is not a cosine of probabilities; give 0"),
         ("gamma=-0.1", "gamma=-0.1 is not a cosine"),
         ("gamma=nan", "gamma=nan is not a cosine"),
         ("window_length=0", "window_length=0 is not a number of columns; give 1 or more"),
