@@ -17,9 +17,9 @@ from torch import Tensor
 from dllm.cache.base import full_view
 from dllm.causal import generate_causal
 from dllm.errors import DllmError
+from dllm.fingerprint import fingerprint
 from dllm.generation import token_ids
 from dllm.models.transformer import Transformer
-from dllm.speculate.heads import fingerprint
 from dllm.weights import line
 from dllm.zoo import tasks
 

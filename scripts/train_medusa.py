@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dllm.errors import DllmError
+from dllm.fingerprint import fingerprint
 from dllm.loading import ZOO, load
 from dllm.models.transformer import Transformer
-from dllm.speculate.heads import KINDS, Heads, fingerprint, save
+from dllm.speculate.heads import KINDS, Heads, save
 from dllm.speculate.trim import frequent
 
 RANKS = 10

@@ -3,7 +3,6 @@
 Medusa (arXiv:2401.10774), Hydra (arXiv:2402.05109). Shape letters: N places in texts, C hidden size, V vocabulary.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
+from dllm.fingerprint import fingerprint
 from dllm.weights import opened, read_json
 
 WEIGHTS, CONFIG = "heads.safetensors", "heads.json"
@@ -53,12 +53,6 @@ class Heads(nn.Module):
     @property
     def kind(self) -> str:
         return KINDS[self.sequential]
-
-
-def fingerprint(model: Any) -> str:
-    """A name for a model's weights, whatever dtype they were loaded in: of signs in its last layer's attention."""
-    weight = model.layers[-1].out.weight
-    return hashlib.blake2b((weight > 0).cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def save(heads: Heads, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:

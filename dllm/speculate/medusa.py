@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dllm.errors import DllmError
+from dllm.fingerprint import fingerprint
 from dllm.speculate import heads as files
 from dllm.speculate.base import Context, Drafter, Drafting, Row, check_counts
 from dllm.speculate.growth import template
@@ -67,7 +68,7 @@ class Hydra(Medusa):
 
 def bundled(kind: str, context: Context) -> Path:
     """The bundled heads of this kind that were trained for the target."""
-    wanted = files.fingerprint(context.model)
+    wanted = fingerprint(context.model)
     for path in sorted(ZOO.glob(f"*/{kind}/{files.CONFIG}")):
         if files.read_config(path.parent).get("target") == wanted:
             return path.parent

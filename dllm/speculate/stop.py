@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
-from dllm.speculate.heads import fingerprint
+from dllm.fingerprint import fingerprint
 from dllm.weights import opened, read_json
 
 WEIGHTS, CONFIG = "stop.safetensors", "stop.json"

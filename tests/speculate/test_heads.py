@@ -7,10 +7,11 @@ import torch
 
 import dllm
 from dllm import DllmError
+from dllm.fingerprint import fingerprint
 from dllm.settings import Settings
 from dllm.speculate import Context, Row
 from dllm.speculate.choose import Chooser
-from dllm.speculate.heads import KINDS, Heads, fingerprint, load, save
+from dllm.speculate.heads import KINDS, Heads, load, save
 from dllm.speculate.medusa import Hydra, Medusa
 from drafting import ACCURACY, random_heads, write_heads
 
