@@ -47,7 +47,8 @@ def objective(model: Transformer, facts: dict[str, Any]) -> str:
     if model.spec.attention == "block":
         taught = [stage for stage in stages(facts) if stage.get("teacher")]
         told = ANSWERS.format(steps=sum(s["steps"] for s in taught), teacher=facts["teacher"]) if taught else ""
-        return BLOCK.format(**facts) + told
+        mean = ".\nThe weights are the mean of those before and after the last stage" if facts.get("average") else ""
+        return BLOCK.format(**facts) + told + mean
     return ((DREAM if facts.get("cart") else LLADA) + BLOCKWISE).format(**facts)
 
 

@@ -64,9 +64,17 @@ class Recipe:
     and a block-diffusion model its greedy answers where they are right, which leaves fewer ways to say the same."""
     first: dict[str, Any] = field(default_factory=dict)
     """The recipe of the model that the run begins with, if that is not bundled: it is trained first."""
+    average: bool = False
+    """Export the mean of the weights that the run began with and ended at (arXiv:1803.05407)."""
     cart: float = 0.0
     """Above 0: weigh a masked token by the known ones around it (Dream's CART) instead of by the masked share."""
 
+
+BLOCKS: dict[str, Any] = {"family": "Fast_dLLM_QwenForCausalLM", "curriculum": 1, "block_length": 8}
+ON_ANSWERS: dict[str, Any] = BLOCKS | {"teacher": "tiny-ar", "learning_rate": 1.5e-3, "muon_learning_rate": 0.005}
+FIRST = BLOCKS | {"seed": 4, "steps": 4000, "start": "tiny-ar"}
+SECOND = ON_ANSWERS | {"seed": 5, "steps": 1600, "decay_share": 0.5, "first": FIRST}
+"""The stages of tiny-block before its last: on the texts, then on its causal parent's answers."""
 
 RECIPES = {
     "tiny-llada": Recipe(),
@@ -89,25 +97,7 @@ RECIPES = {
         curriculum=500,
         shape={"hidden": 64, "layers": 4, "heads": 4, "mlp": 176},
     ),
-    "tiny-block": Recipe(
-        family="Fast_dLLM_QwenForCausalLM",
-        seed=5,
-        steps=1600,
-        learning_rate=1.5e-3,
-        muon_learning_rate=0.005,
-        decay_share=0.5,
-        curriculum=1,
-        block_length=8,
-        teacher="tiny-ar",
-        first={
-            "family": "Fast_dLLM_QwenForCausalLM",
-            "seed": 4,
-            "steps": 4000,
-            "curriculum": 1,
-            "block_length": 8,
-            "start": "tiny-ar",
-        },
-    ),
+    "tiny-block": Recipe(**ON_ANSWERS, seed=6, steps=1100, warmup=50, decay_share=0.7, average=True, first=SECOND),
 }
 
 
@@ -358,6 +348,10 @@ class Trainer:
         """Write the checkpoint in its family's format, bfloat16, with the recipe that repeats it."""
         where = f"{torch.get_num_threads()} CPU threads" if self.device.type == "cpu" else torch.cuda.get_device_name()
         facts = {"tokens": self.tokens, "seconds": round(self.seconds), "device": where}
+        if self.recipe.average:
+            begun = dict(load(self.folder / "first", dtype="float32", device=self.device).named_parameters())
+            for name, p in self.model.named_parameters():
+                p.data.lerp_(begun[name], 0.5)
         tensors = {
             n: t.to("cpu", torch.bfloat16) for n, t in self.family.checkpoint(self.model, self.model.spec).items()
         }
