@@ -182,8 +182,8 @@ class Run:
         if self.spec.attention == "block":
             pairs = self.pairs
             facts |= {"attended": (columns * pairs).sum(1), "step_attended": (step_columns * pairs).sum(1)}
-            # A block sees nothing behind itself, so that nothing behind what is computed is read from the store.
-            facts["ends"] = ((columns | step_columns) * (canvas.columns + 1)).amax(1)
+            # A block sees nothing behind itself, so that nothing behind the last computed one is read from the store.
+            facts["ends"] = ((columns | step_columns) * pairs).amax(1)
         told = dict(zip(facts, torch.stack([*facts.values()]).tolist(), strict=True))
         self.measure(told.get("steps"))
         self.look(told)

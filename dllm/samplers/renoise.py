@@ -38,8 +38,8 @@ class Renoise(Sampler):
         check_at_least("t_max", self.t_max, 0, "the temperature of the first step")
         if isinstance(self.t_min, bool) or not isinstance(self.t_min, int | float) or not 0 < self.t_min <= self.t_max:
             raise DllmError(
-                f"t_min={self.t_min!r} must lie above 0, not above t_max={self.t_max}: temperatures of the last step "
-                "and of the first."
+                f"t_min={self.t_min!r} must lie above 0 and not above t_max={self.t_max}: the temperatures of the last "
+                "step and of the first."
             )
         check_whole("max_denoising_steps", self.max_denoising_steps, 1, "steps of a block")
         check_whole("stability_threshold", self.stability_threshold, 0, "steps without a change")
