@@ -24,7 +24,7 @@ def make(kind: str, registry: Mapping[str, type[T]], aliases: Mapping[str, str],
     hints = typing.get_type_hints(made)
     known = {f.name: hints[f.name] for f in fields(made)}  # type: ignore[arg-type]  # all registered are dataclasses
     chosen = read(kind, name, text, options, known)
-    for f in fields(made):  # type: ignore[arg-type]
+    for f in fields(made):  # type: ignore[arg-type]  # the same
         if f.default is MISSING and f.default_factory is MISSING and f.name not in chosen:
             raise DllmError(f"the {kind} {name} needs {f.name}; give it as {name}:{f.name}=...")
     return made(**chosen)

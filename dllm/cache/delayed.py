@@ -100,9 +100,8 @@ class GreedyState(NotingState):
         """Each of the next columns and the n masks around it; more on one side where the other has too few."""
         masked = self.canvas.undecided
         rank, last = masked.cumsum(1) - 1, masked.sum(1, keepdim=True) - 1
-        first = (
-            (rank.gather(1, self.next.columns) - (n + 1) // 2).minimum(last - n).clamp(min=0)[..., None]
-        )  # (R, W, 1)
+        centre = rank.gather(1, self.next.columns)
+        first = (centre - (n + 1) // 2).minimum(last - n).clamp(min=0)[..., None]  # (R, W, 1)
         return ((rank[:, None] >= first) & (rank[:, None] <= first + n)).any(1) & masked
 
 

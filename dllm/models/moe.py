@@ -55,7 +55,7 @@ class Router(nn.Module):
             dtype = torch.promote_types(made.dtype, torch.float32)
             return made if made.dtype == dtype else value.to(made.device, dtype)
 
-        made: Router = super()._apply(widened, recurse)  # type: ignore[no-untyped-call]
+        made: Router = super()._apply(widened, recurse)  # type: ignore[no-untyped-call]  # of torch
         return made
 
     def forward(self, x: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"]]:
