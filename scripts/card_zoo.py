@@ -27,6 +27,7 @@ ANSWERS = (
     "not the generated ones, which leaves fewer ways to say the same (sequence-level distillation, arXiv:1606.07947)"
 )
 CAUSAL = "Next-token prediction on the answers"
+BEFORE = ".\nThe first {steps:,} of these steps were those of masked diffusion models ({families})"
 TAUGHT = "Next-token prediction on the answers, with the predictions of {teacher} for targets"
 MEASURED = {
     "full": "one token a step, gen_length 64, block_length 32, no cache",
@@ -43,7 +44,10 @@ def stages(facts: dict[str, Any]) -> list[dict[str, Any]]:
 def objective(model: Transformer, facts: dict[str, Any]) -> str:
     """What the model was trained on, as its recipe says."""
     if model.spec.attention == "causal":
-        return (TAUGHT if facts.get("teacher") else CAUSAL).format(**facts)
+        before = stages(facts)[:-1]
+        families = " and ".join(stage["family"] for stage in before)
+        told = BEFORE.format(steps=sum(s["steps"] for s in before), families=families) if before else ""
+        return (TAUGHT if facts.get("teacher") else CAUSAL).format(**facts) + told
     if model.spec.attention == "block":
         taught = [stage for stage in stages(facts) if stage.get("teacher")]
         told = ANSWERS.format(steps=sum(s["steps"] for s in taught), teacher=facts["teacher"]) if taught else ""

@@ -70,6 +70,25 @@ class Recipe:
     """Above 0: weigh a masked token by the known ones around it (Dream's CART) instead of by the masked share."""
 
 
+SCRATCH: dict[str, Any] = {"steps": 14000}
+SHIFTED: dict[str, Any] = {
+    "family": "DreamModel",
+    "seed": 1,
+    "steps": 12500,
+    "curriculum": 1,
+    "cart": 0.1,
+    "first": SCRATCH,
+}
+"""The stages of tiny-ar before its last: a masked diffusion model, then one whose columns predict the next one's token."""
+MASKED: dict[str, Any] = {
+    "steps": 5600,
+    "warmup": 100,
+    "decay_share": 0.4,
+    "curriculum": 1,
+    "block_share": 0.7,
+    "start": "tiny-block",
+    "mixture": {"math": 0.4, "lists": 0.35, "code": 0.15, "drill": 0.1},
+}
 BLOCKS: dict[str, Any] = {"family": "Fast_dLLM_QwenForCausalLM", "curriculum": 1, "block_length": 8}
 ON_ANSWERS: dict[str, Any] = BLOCKS | {"teacher": "tiny-ar", "learning_rate": 1.5e-3, "muon_learning_rate": 0.005}
 FIRST = BLOCKS | {"seed": 4, "steps": 4000, "start": "tiny-ar"}
@@ -77,18 +96,11 @@ SECOND = ON_ANSWERS | {"seed": 5, "steps": 1600, "decay_share": 0.5, "first": FI
 """The stages of tiny-block before its last: on the texts, then on its causal parent's answers."""
 
 RECIPES = {
-    "tiny-llada": Recipe(),
-    # Dream's authors began with an autoregressive model; here another diffusion model lends what is common to both.
-    "tiny-dream": Recipe(
-        family="DreamModel",
-        seed=1,
-        steps=12500,
-        start="tiny-llada",
-        curriculum=1,
-        cart=0.1,
-        shape={"hidden": 128, "layers": 5, "heads": 4, "mlp": 352},
-    ),
-    "tiny-ar": Recipe(family="Qwen2ForCausalLM", seed=2, steps=7000, start="tiny-dream", curriculum=1),
+    # A masked model learns these tasks several times slower than a causal one. So each kind lends the next what it
+    # knows, as Dream's authors began with an autoregressive model: causal, then blocks, then the whole canvas.
+    "tiny-llada": Recipe(**MASKED, seed=7),
+    "tiny-dream": Recipe(**MASKED, family="DreamModel", seed=8, cart=0.1),
+    "tiny-ar": Recipe(family="Qwen2ForCausalLM", seed=2, steps=7000, curriculum=1, first=SHIFTED),
     "tiny-ar-draft": Recipe(
         family="Qwen2ForCausalLM",
         seed=3,
