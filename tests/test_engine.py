@@ -230,11 +230,10 @@ def test_a_refresh_that_finishes_its_block_is_its_only_forward(model, cache):
     assert made.nfe.tolist() == [3] * 4 and made.rows.tolist() == [3 * (len(p) + 10) for p in cases.PROMPTS]
 
 
-@full_cache
+@pytest.mark.parametrize("cache", [cache for cache in FULL_CACHES if cache != "none"])
 def test_a_cache_made_for_full_attention_is_refused_by_a_block_causal_model(tiny, cache):
-    if cache != "none":
-        with pytest.raises(DllmError, match=r"was made for full attention, and this model's is block; give 'exact' or"):
-            generate(tiny(**cases.BLOCKS), [3], "static", cache, gen_length=4)
+    with pytest.raises(DllmError, match=r"was made for full attention, and this model's is block; give 'exact' or"):
+        generate(tiny(**cases.BLOCKS), [3], "static", cache, gen_length=4)
 
 
 @pytest.mark.parametrize("cache", cases.BLOCK_CACHE_NAMES)
