@@ -1,5 +1,6 @@
 """What several tests share: prompts, every sampler and cache by name, and the one-step example of the notes."""
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -87,6 +88,24 @@ BLOCK_PAIRS = [*pairs(BLOCK_CACHE_NAMES)]
 ALL_PAIRS = PAIRS + BLOCK_PAIRS
 
 
+def turn(sampler, cache, n):
+    """0 to n - 1: a number for a pair, of which each cache meets all and each sampler two or more."""
+    caches = [*CACHE_NAMES, *ALWAYS.values(), *BLOCK_CACHE_NAMES]
+    return (SAMPLER_NAMES.index(sampler) + caches.index(cache)) // 2 % n
+
+
+def rotated(pairs, n):
+    """Pairs, each with its number below n; with all of them where a cache has one sampler alone."""
+    caches = [cache for _, cache in pairs]
+    return [(*pair, k) for pair in pairs for k in range(n) if k == turn(*pair, n) or caches.count(pair[1]) == 1]
+
+
+def some_rows(sampler, cache):
+    """Two of four rows to decode alone, other ones for other pairs."""
+    first = turn(sampler, cache, 4)
+    return first, (first + 1) % 4
+
+
 def served(cache):
     """The fields of the spec of a model that the cache is for."""
     return BLOCKS if cache in BLOCK_CACHE_NAMES else {}
@@ -143,6 +162,7 @@ def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16, **changes
     return replace(made, confidence=torch.tensor([confidence], dtype=made.confidence.dtype), **changes)
 
 
+@functools.cache
 def spread(top, entropy=None, vocab_size=MASK):
     """Log-probabilities of this highest probability, at id 0, and entropy in nats; the others fall geometrically."""
     low, high, rank = 0.0, 1.0, torch.arange(vocab_size - 1, dtype=torch.float64)

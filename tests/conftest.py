@@ -1,13 +1,21 @@
 import os
 
+import jaxtyping
 import pytest
 import torch
+
+import signatures
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by triton when a kernel is defined
 torch.set_num_threads(1)
+jaxtyping.jaxtyped = signatures.sparing  # what its import hook calls
 
 # dllm is imported in the fixtures, not here: conftest runs before the import hook of --jaxtyping-packages.
+
+
+def pytest_runtest_setup():
+    signatures.calls.clear()
 
 
 @pytest.fixture(autouse=True)

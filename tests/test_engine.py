@@ -19,23 +19,20 @@ VARIANTS = {
 """What the model is, and what is asked of it."""
 
 every_sampler = pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
-full_cache = pytest.mark.parametrize("cache", [cache for cache in cases.CACHE_NAMES if cases.legal("static", cache)])
-every_cache = pytest.mark.parametrize(
-    "cache", [cache for cache in [*cases.CACHE_NAMES, *cases.BLOCK_CACHE_NAMES] if cases.legal("static", cache)]
+FULL_CACHES, ALL_CACHES = (
+    [cache for cache in caches if cases.legal("static", cache)]
+    for caches in (cases.CACHE_NAMES, [*cases.CACHE_NAMES, *cases.BLOCK_CACHE_NAMES])
 )
+full_cache = pytest.mark.parametrize("cache", FULL_CACHES)
+every_cache = pytest.mark.parametrize("cache", ALL_CACHES)
 every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.ALL_PAIRS)
 full_pair = pytest.mark.parametrize(("sampler", "cache"), cases.PAIRS)
 """Of models of full attention, whose blocks begin with the answer."""
 
 
-def turn(sampler, cache, n):
-    """0 to n - 1: a number for a pair, of which each cache meets all and each sampler two or more."""
-    caches = [*cases.CACHE_NAMES, *cases.ALWAYS.values(), *cases.BLOCK_CACHE_NAMES]
-    return (cases.SAMPLER_NAMES.index(sampler) + caches.index(cache)) // 2 % n
-
-
 every_case = pytest.mark.parametrize(
-    ("sampler", "cache", "variant"), [(*pair, [*VARIANTS][turn(*pair, len(VARIANTS))]) for pair in cases.ALL_PAIRS]
+    ("sampler", "cache", "variant"),
+    [(*pair, [*VARIANTS][cases.turn(*pair, len(VARIANTS))]) for pair in cases.ALL_PAIRS],
 )
 """Every pair in one variant."""
 shifts = pytest.mark.parametrize("shift", [0, 1])
@@ -86,7 +83,7 @@ def test_the_steps_of_a_stream_rebuild_the_tokens(model, sampler):
     assert made.forwards == index + 1
 
 
-@pytest.mark.parametrize(("sampler", "cache", "shift"), [(*pair, turn(*pair, 2)) for pair in cases.REFRESHED])
+@pytest.mark.parametrize(("sampler", "cache", "shift"), [(*pair, cases.turn(*pair, 2)) for pair in cases.REFRESHED])
 def test_refreshing_at_every_forward_is_no_cache(tiny, sampler, cache, shift):
     model = tiny(logits_shift=shift)
     plain, stored = (
@@ -168,12 +165,17 @@ def test_a_sampler_is_told_the_steps_of_its_row(model, cache):
     assert of_rows == {row: [[i, i % 4] for i in range(10)] for row in range(4)}
 
 
-@pytest.mark.parametrize(("steps", "gen_length", "block_length"), [(4, 16, 8), (6, 24, 8), (5, 10, 4), (10, 10, 4)])
-@full_cache
-def test_a_schedule_of_s_steps_runs_s_forwards(model, cache, steps, gen_length, block_length):
+@pytest.mark.parametrize(
+    ("cache", "steps", "gen_length", "block_length", "sampler"),
+    [
+        (cache, *shape, ("static", "random")[(i + j) % 2])
+        for i, cache in enumerate(FULL_CACHES)
+        for j, shape in enumerate([(4, 16, 8), (6, 24, 8), (5, 10, 4), (10, 10, 4)])
+    ],
+)
+def test_a_schedule_of_s_steps_runs_s_forwards(model, sampler, cache, steps, gen_length, block_length):
     shape = {"gen_length": gen_length, "block_length": block_length, "eos_early_stop": False}
-    for sampler in ("static", "random"):
-        assert generate(model, cases.PROMPTS, sampler, cache, steps=steps, **shape).nfe.tolist() == [steps] * 4
+    assert generate(model, cases.PROMPTS, sampler, cache, steps=steps, **shape).nfe.tolist() == [steps] * 4
 
 
 def test_a_schedule_never_spends_a_forward_on_nothing(model):
@@ -181,9 +183,14 @@ def test_a_schedule_never_spends_a_forward_on_nothing(model):
     assert generate(model, [3], "static", steps=1, **cases.SHAPE).nfe == 3  # fewer steps than blocks
 
 
-@shifts
-@pytest.mark.parametrize("sampler", ["threshold:threshold=1.0", "factor:factor=1e-9"])
-@every_cache
+@pytest.mark.parametrize(
+    ("cache", "sampler", "shift"),
+    [
+        (cache, sampler, (i + j) % 2)
+        for i, cache in enumerate(ALL_CACHES)
+        for j, sampler in enumerate(["threshold:threshold=1.0", "factor:factor=1e-9"])
+    ],
+)
 def test_the_strictest_rules_are_one_token_a_step(tiny, cache, sampler, shift):
     model = tiny(logits_shift=shift, **cases.served(cache))
     strict, one = (generate(model, cases.PROMPTS, s, cache, **cases.SHAPE) for s in (sampler, "static"))
@@ -223,11 +230,10 @@ def test_a_refresh_that_finishes_its_block_is_its_only_forward(model, cache):
     assert made.nfe.tolist() == [3] * 4 and made.rows.tolist() == [3 * (len(p) + 10) for p in cases.PROMPTS]
 
 
-@full_cache
+@pytest.mark.parametrize("cache", [cache for cache in FULL_CACHES if cache != "none"])
 def test_a_cache_made_for_full_attention_is_refused_by_a_block_causal_model(tiny, cache):
-    if cache != "none":
-        with pytest.raises(DllmError, match=r"was made for full attention, and this model's is block; give 'exact' or"):
-            generate(tiny(**cases.BLOCKS), [3], "static", cache, gen_length=4)
+    with pytest.raises(DllmError, match=r"was made for full attention, and this model's is block; give 'exact' or"):
+        generate(tiny(**cases.BLOCKS), [3], "static", cache, gen_length=4)
 
 
 @pytest.mark.parametrize("cache", cases.BLOCK_CACHE_NAMES)

@@ -26,8 +26,7 @@ def test_hooks_see_whole_rows_one_at_a_time(model):
         assert made.completions == generate(model, [3, 1, 4], "static", "none", **ASK).completions
 
 
-@pytest.mark.parametrize("shift", [0, 1])
-@pytest.mark.parametrize("sampler", cases.SAMPLER_NAMES)
+@pytest.mark.parametrize(("sampler", "shift"), [(sampler, i % 2) for i, sampler in enumerate(cases.SAMPLER_NAMES)])
 def test_hooks_that_change_nothing_change_nothing(tiny, sampler, shift):
     model = tiny(logits_shift=shift)
     ask = {**ASK, "batch_size": 3, "temperature": 0.5}

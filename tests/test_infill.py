@@ -12,18 +12,16 @@ TEXTS = [[3, M, 4, M, M, 5], [M, 8], [7, 7, M], [1, M, M, M, M, M, 2, M]]
 every_pair = pytest.mark.parametrize(("sampler", "cache"), cases.ALL_PAIRS)
 
 
-@every_pair
-@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("sampler", "cache", "shift"), cases.rotated(cases.ALL_PAIRS, 2))
 def test_masks_are_filled_and_all_else_stays(tiny, sampler, cache, shift):
-    if "answer_start" in sampler:
-        sampler = "prophet"
-    model = tiny(logits_shift=shift, **cases.served(cache))
+    model, alone = tiny(logits_shift=shift, **cases.served(cache)), cases.some_rows(sampler, cache)
+    sampler = "prophet" if "answer_start" in sampler else sampler
     batch = infill(model, TEXTS, sampler, cache, seed=0, batch_size=3)
     for row, text in enumerate(TEXTS):
         got = batch.tokens[row, : len(text)].tolist()
         assert all(g == t if t != M else g != M for g, t in zip(got, text, strict=True))
         assert batch.answer_tokens[row] == text.count(M) >= batch.nfe[row]
-        assert infill(model, text, sampler, cache, seed=0).tokens[0].tolist() == got
+        assert row not in alone or infill(model, text, sampler, cache, seed=0).tokens[0].tolist() == got
 
 
 def test_an_answer_behind_a_prompt_is_a_special_case(model):
@@ -93,7 +91,8 @@ def test_constraints_stand_in_every_answer(tiny, sampler, cache):
     for row, prompt in enumerate(cases.PROMPTS):
         answer = batch.completions[row]
         assert (answer[2:4], answer[9]) == ([5, 6], 7) and M not in answer
-        assert generate(model, prompt, sampler, cache, **ask).completions[0] == answer
+        if row in cases.some_rows(sampler, cache):
+            assert generate(model, prompt, sampler, cache, **ask).completions[0] == answer
     assert (batch.answer_tokens <= 7).all() and (batch.nfe <= 7).all()
 
 
@@ -125,10 +124,10 @@ def test_constraints_that_cannot_be_are_named(model, constraints, message):
         generate(model, [3], constraints=constraints, **cases.SHAPE)
 
 
-@pytest.mark.parametrize("eotp", [None, 0.2])
-@every_pair
-def test_an_end_of_text_ends_a_row_only_behind_what_is_given(tiny, sampler, cache, eotp):
-    """A model that loves its end of text, with both ways to stop there on."""
+@pytest.mark.parametrize(("sampler", "cache", "early"), cases.rotated(cases.ALL_PAIRS, 2))
+def test_an_end_of_text_ends_a_row_only_behind_what_is_given(tiny, sampler, cache, early):
+    """A model that loves its end of text, with one or both of the ways to stop there on."""
+    eotp = 0.2 if early else None
     sampler = "prophet" if "answer_start" in sampler else sampler
     model = tiny(eos_ids=(5, 38), **({**cases.BLOCKS, "block_length": 8} if cases.served(cache) else {}))
     ask = {"gen_length": 24, "block_length": 8, "seed": 0, "constraints": {16: [7, 8]}, "eotp": eotp}

@@ -34,7 +34,7 @@ SHORT = Limits(cpu_seconds=2, wall_seconds=60.0, memory=2**28)
 
 
 def make_cage(path, *refused):
-    """A copy of cage.py whose path marks every process of this test's sandboxes."""
+    """A copy of cage.py whose path marks every process of the sandboxes that run it."""
     source = sandbox.CAGE.read_text()
     for old, new in (REFUSED_BY_KERNEL[name] for name in refused):
         assert source.count(old) == 1
@@ -43,18 +43,26 @@ def make_cage(path, *refused):
     return path
 
 
-@pytest.fixture(params=["namespaces", "landlock"])
-def cage(request, tmp_path, monkeypatch):
+@pytest.fixture(scope="module", params=["namespaces", "landlock"])
+def walls(request, tmp_path_factory):
     """Every test meets both kinds of walls, where the machine has them."""
     request.getfixturevalue("walled")
     refused = ["namespaces"] if request.param == "landlock" else []
-    monkeypatch.setattr(sandbox, "CAGE", make_cage(tmp_path / "marked_cage.py", *refused))
-    try:
-        if run("", allow_code_execution=True).walls != request.param:
-            pytest.skip("this machine lets nobody make user namespaces")
-    except DllmError:
-        pytest.skip("this machine has no Landlock")
-    return sandbox.CAGE
+    made = make_cage(tmp_path_factory.mktemp(request.param) / "marked_cage.py", *refused)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "CAGE", made)
+        try:
+            if run("", allow_code_execution=True).walls != request.param:
+                pytest.skip("this machine lets nobody make user namespaces")
+        except DllmError:
+            pytest.skip("this machine has no Landlock")
+    return made
+
+
+@pytest.fixture
+def cage(walls, monkeypatch):
+    monkeypatch.setattr(sandbox, "CAGE", walls)
+    return walls
 
 
 @pytest.fixture

@@ -53,10 +53,9 @@ def test_a_threshold_of_0_reveals_the_block(model):
         assert (generate(model, cases.PROMPTS, f"{sampler}:threshold=0", **ASK).nfe == 3).all()
 
 
-@shifts
-def test_prophet_with_an_infinite_gap_is_its_base(tiny, shift):
-    model = tiny(logits_shift=shift)
-    for base in cases.SAMPLER_NAMES:
+def test_prophet_with_an_infinite_gap_is_its_base(tiny):
+    for i, base in enumerate(cases.SAMPLER_NAMES):
+        model = tiny(logits_shift=i % 2)
         if "prophet" not in base:
             same(model, Prophet(base, thresholds=(INF, INF, INF)), base, temperature=0.5)
             same(model, Prophet(base, 3, thresholds=(INF, INF, INF)), base, cache="none")
