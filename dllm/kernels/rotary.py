@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Rotation = tuple[Float[Tensor, "#B Q 1 R"], Float[Tensor, "#B Q 1 R"]]
-"""Cosines and signed sines in the dtype in which to rotate. R: the numbers of a head that are rotated, its first ones;
+Rotation = tuple[Float[Tensor, "#B Q 1 P"], Float[Tensor, "#B Q 1 P"]]
+"""Cosines and signed sines in the dtype in which to rotate. P: the numbers of a head that are rotated, its first ones;
 mostly all D. One row may serve a whole batch."""
 
 
