@@ -7,6 +7,7 @@ Q computed columns, W span, H heads, K kv heads, D head width.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -36,26 +37,35 @@ def attention(
     return out.transpose(1, 2)
 
 
-def visibility(
-    spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]
-) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
-    """Which columns each row may attend to: those that exist and that the model's pattern reaches. None: all."""
-    column = torch.arange(max(lengths), device=rows.device)
-    reach = spec.reach(rows)
-    if reach is None and min(lengths) == max(lengths):
-        return None
-    exists = column < torch.tensor(lengths, device=rows.device)[:, None, None, None]
-    return exists if reach is None else exists & (column <= reach[:, None, :, None])
-
-
 class View:
     """One forward: the columns it computes and may see. This one computes all and stores nothing.
 
-    rows: Int[B, Q], ascending; a row with fewer than Q columns repeats its last one.
+    rows: Int[B, Q], ascending; a row with fewer than Q columns repeats its last one. lengths: how many columns each row
+    has. ends: how many of them, from the first on, its forward may attend to, as the host knows it: it says how much is
+    read, and whether some rows see less.
     """
 
-    def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]) -> None:
-        self.rows, self.visible = rows, visibility(spec, rows, lengths)
+    def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: Int[Tensor, " B"], ends: list[int]) -> None:
+        self.spec, self.rows, self.lengths = spec, rows, lengths
+        self.n_keys, self.alike = max(ends), min(ends) == max(ends)
+
+    @cached_property
+    def reach(self) -> Int[Tensor, "B Q"] | None:
+        """The last column that each of the rows may attend to; None where all may attend to all that exist."""
+        return self.spec.reach(self.rows)
+
+    @cached_property
+    def visible(self) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
+        """Which columns each of the rows may attend to; None: all."""
+        return self.visibility(self.rows)
+
+    def visibility(self, columns: Int[Tensor, "B Q"]) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
+        """Which columns these may attend to: those that exist and that the model's pattern reaches. None: all."""
+        key, reach = torch.arange(self.n_keys, device=columns.device), self.spec.reach(columns)
+        if reach is None and self.alike:
+            return None
+        exists = key < self.lengths[:, None, None, None]
+        return exists if reach is None else exists & (key <= reach[:, None, :, None])
 
     @property
     def positions(self) -> Int[Tensor, "B Q"]:
@@ -106,9 +116,8 @@ class View:
 
 def full_view(spec: ModelSpec, lengths: list[int], device: torch.device | str = "cpu") -> View:
     """Every column of every row, nothing stored: training, likelihoods, the cache-free forward."""
-    column = torch.arange(max(lengths), device=device)
-    last = torch.tensor(lengths, device=device)[:, None] - 1
-    return View(spec, column.minimum(last), lengths)
+    column, length = torch.arange(max(lengths), device=device), torch.tensor(lengths, device=device)
+    return View(spec, column.minimum(length[:, None] - 1), length, lengths)
 
 
 class StoredView(View):
@@ -123,8 +132,8 @@ class StoredView(View):
         counts: list[int],
         lengths: list[int],
     ) -> None:
-        super().__init__(state.spec, rows, lengths)
-        self.state, self.slots, self.n_keys = state, slots, max(lengths)
+        super().__init__(state.spec, rows, state.canvas.lengths[slots], lengths)
+        self.state, self.slots = state, slots
         self.fresh = counts == lengths  # every column is computed here: nothing is read from the store
         self.everyone = len(slots) == len(state.anchor)
 
@@ -233,7 +242,7 @@ class CacheState(Store):
     ) -> View:
         """The next forward of the rows `slots`, with how many columns each of them computes and has."""
         rows = Span.where(plan[slots], max(counts)).columns
-        full = torch.tensor([c == n for c, n in zip(counts, lengths, strict=True)], device=plan.device)
+        full = plan[slots].sum(1) == self.canvas.lengths[slots]
         self.anchor[slots] = torch.where(full, self.block[slots], self.anchor[slots])
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
         return self.view_class(self, rows, window[slots], slots, counts, lengths)

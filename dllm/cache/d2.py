@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, StoredView, attention, visibility
+from dllm.cache.base import Cache, CacheState, StoredView, attention
 from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities
 from dllm.canvas import Canvas, Span, highest
@@ -99,7 +99,7 @@ class D2View(StoredView):
         lengths: list[int],
     ) -> None:
         super().__init__(state, rows, window, slots, counts, lengths)
-        self.window, self.seen = window, visibility(state.spec, window.columns, lengths)
+        self.window, self.seen = window, self.visibility(window.columns)
         self.place = torch.arange(len(slots), device=rows.device)[:, None], self.find(window)
         state.mass[slots] *= state.d2.decay
 

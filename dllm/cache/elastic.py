@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, StoredView, View, attention, full_view, visibility
+from dllm.cache.base import Cache, CacheState, StoredView, View, attention, full_view
 from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities, similarity, weighted
 from dllm.canvas import Canvas, Span
@@ -87,15 +87,15 @@ class ElasticView(StoredView):
         first: int = 0,
     ) -> None:
         super().__init__(state, rows, window, slots, counts, lengths)
-        self.window, self.lengths, self.first = window, lengths, first
+        self.window, self.ends, self.first = window, lengths, first
         self.whole = [count == length for count, length in zip(counts, lengths, strict=True)]
-        self.untested = torch.tensor(self.whole, device=rows.device)
+        self.untested = (rows == state.canvas.columns[: rows.shape[1]]).sum(1) == self.lengths
         tracked = (state.tracked & state.canvas.exists)[slots]
         self.track = Span.where(tracked, min(state.track[0].numel(), tracked.shape[1]))
         watched = torch.cat([self.track.columns, window.columns], 1)
         place = self.find(Span(watched, torch.ones_like(watched, dtype=torch.bool)))
         self.place = torch.arange(len(slots), device=rows.device)[:, None], place
-        self.seen = visibility(state.spec, watched, lengths)
+        self.seen = self.visibility(watched)
         self.decided = (state.canvas.exists & ~state.canvas.undecided)[slots, : self.n_keys]
         self.similarity = torch.ones(len(slots), state.spec.n_layers, dtype=torch.float64, device=rows.device)
 
@@ -154,7 +154,7 @@ class ElasticView(StoredView):
         first, n = self.refresh_from.tolist(), self.state.spec.n_layers  # the forward's one wait for the device
         for layer in sorted({*first} - {n}):
             part = [row for row, found in enumerate(first) if found == layer]
-            lengths, index = [self.lengths[row] for row in part], torch.tensor(part, device=self.rows.device)
+            lengths, index = [self.ends[row] for row in part], torch.tensor(part, device=self.rows.device)
             rows = full_view(self.state.spec, lengths, self.rows.device).rows
             yield (
                 part,

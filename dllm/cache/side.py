@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import View, attention, visibility
+from dllm.cache.base import View, attention
 from dllm.canvas import Span
 from dllm.kernels.rotary import Rotation, rotate
-from dllm.spec import ModelSpec
 
 
 class SideView(View):
@@ -59,40 +58,38 @@ class SideView(View):
         return torch.cat([main, attention(q[:, n:], keys, values, self.see)], 1)
 
 
-def shadow_view(base: View, spec: ModelSpec, span: Span, lengths: list[int], first: int) -> SideView:
+def shadow_view(base: View, span: Span, first: int) -> SideView:
     """A side row for every column of the span: its shadow, the last W columns of a span to predict.
 
     A shadow stands where the row that predicts its column stands, and sees the other shadows and all columns but its
     own.
     """
-    at = spec.predictors(span).columns
-    column, shadow = (torch.arange(n, device=at.device) for n in (max(lengths), at.shape[1]))
-    seen, exists = span.columns[:, None, :, None] != column, visibility(spec, at, lengths)  # (B, 1, W, L)
-    among, reach = span.valid[:, None, None, :].expand(-1, 1, len(shadow), -1), spec.reach(at)
+    at = base.spec.predictors(span).columns
+    column, shadow = (torch.arange(n, device=at.device) for n in (base.n_keys, at.shape[1]))
+    seen, exists = span.columns[:, None, :, None] != column, base.visibility(at)  # (B, 1, W, L)
+    among, reach = span.valid[:, None, None, :].expand(-1, 1, len(shadow), -1), base.spec.reach(at)
     if reach is not None:
         among = among & (at[:, None, None, :] <= reach[:, None, :, None])
     see = torch.cat([seen if exists is None else seen & exists, among], -1)
     return SideView(base, first, at, see, shadow.expand_as(at))
 
 
-def draft_view(
-    base: View, spec: ModelSpec, columns: Span, n: int, span: Span, lengths: list[int], first: int
-) -> SideView:
+def draft_view(base: View, columns: Span, n: int, span: Span, first: int) -> SideView:
     """The `columns` of each row n times more: other drafts of the same text. They predict n more copies of the span.
 
     A draft sees its own columns, and of what is stored all other columns: those are read once for all drafts.
     """
-    own, width = columns.mask(max(lengths)), columns.columns.shape[1]
+    own, width = columns.mask(base.n_keys), columns.columns.shape[1]
     at = columns.columns.repeat(1, n)  # (B, n * width)
     side = torch.arange(n * width, device=at.device)
-    shared, exists = ~own[:, None, None, :], visibility(spec, at, lengths)
+    shared, exists = ~own[:, None, None, :], base.visibility(at)
     shared = shared if exists is None else shared & exists
     same = side[:, None] // width == side // width  # (S, S)
-    among, reach = same & columns.valid.repeat(1, n)[:, None, None, :], spec.reach(at)
+    among, reach = same & columns.valid.repeat(1, n)[:, None, None, :], base.spec.reach(at)
     if reach is not None:
         among = among & (at[:, None, None, :] <= reach[:, None, :, None])
     see = torch.cat([shared.expand(-1, -1, n * width, -1), among], -1)
-    wanted = spec.predictors(span).columns.contiguous()
+    wanted = base.spec.predictors(span).columns.contiguous()
     # Padding repeats the last column, of which the first entry is the valid one.
     place = torch.searchsorted(columns.columns, wanted).clamp_(max=width - 1)
     places = torch.cat([place + draft * width for draft in range(n)], 1)
