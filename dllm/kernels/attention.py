@@ -69,17 +69,19 @@ def splits(programs: int, length: int) -> int:
     return max(1, min(SLOTS // programs, length // SHORTEST))
 
 
-def probabilities(
+def scores(
     q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B L K D"], seen: Bool[Tensor, "B Q L"]
-) -> tuple[Float[Tensor, "B H Q L"], Float[Tensor, "B Q H"]]:
-    """How much each query attends to each key, and its log-sum-exp; 0 and -inf where it sees nothing."""
+) -> Float[Tensor, "B H Q L"]:
+    """The logarithm of how much each query attends to each key, but for a constant; -inf where it does not see it."""
     wide = torch.promote_types(q.dtype, torch.float32)
     k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
-    score = torch.einsum("bqhd,blhd->bhql", q.to(wide), k.to(wide)) * q.shape[3] ** -0.5
-    score = score.masked_fill(~seen[:, None], -torch.inf)
-    lse = score.logsumexp(-1)
-    p = (score - lse[..., None]).exp().masked_fill(~seen[:, None], 0.0)
-    return p, lse.transpose(1, 2)
+    product = torch.einsum("bqhd,blhd->bhql", q.to(wide), k.to(wide)) * q.shape[3] ** -0.5
+    return product.masked_fill(~seen[:, None], -torch.inf)
+
+
+def probabilities(score: Float[Tensor, "B H Q L"], lse: Float[Tensor, "B Q H"]) -> Float[Tensor, "B H Q L"]:
+    """How much each query attends to each key, from the log-sum-exp of its scores; 0 where it sees nothing."""
+    return (score - lse.transpose(1, 2)[..., None]).exp().masked_fill(score == -torch.inf, 0.0)
 
 
 def seen(
@@ -109,7 +111,9 @@ def reference_attention(
         visible = torch.cat([visible & (side.owner[:, None] != side.own[..., None]), side.among], 2)
         k, v = torch.cat([k, side.keys], 1), torch.cat([v, side.values], 1)
     v = v.masked_fill(~visible.any(1)[..., None, None], 0.0)  # where nobody looks, anything may stand
-    p, lse = probabilities(q, k, visible)
+    score = scores(q, k, visible)
+    lse = score.logsumexp(-1).transpose(1, 2)
+    p = probabilities(score, lse)
     v = v.repeat_interleave(q.shape[2] // v.shape[2], 2).to(p.dtype)
     return torch.einsum("bhql,blhd->bqhd", p, v).to(q.dtype), lse
 
