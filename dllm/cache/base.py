@@ -16,7 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.canvas import Canvas, Span
+from dllm.kernels.attention import Attended, Side
+from dllm.kernels.attention import attention as stored_attention
 from dllm.kernels.rotary import Rotation, rotate
+from dllm.kernels.write_rows import suits, write_rows
 from dllm.spec import ModelSpec
 
 
@@ -45,6 +48,9 @@ class View:
     read, and whether some rows see less.
     """
 
+    deterministic = False
+    """Whether what a row gets must not depend on the batch it is in."""
+
     def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: Int[Tensor, " B"], ends: list[int]) -> None:
         self.spec, self.rows, self.lengths = spec, rows, lengths
         self.n_keys, self.alike = max(ends), min(ends) == max(ends)
@@ -52,7 +58,7 @@ class View:
     @cached_property
     def reach(self) -> Int[Tensor, "B Q"] | None:
         """The last column that each of the rows may attend to; None where all may attend to all that exist."""
-        return self.spec.reach(self.rows)
+        return self.spec.reach(self.positions)
 
     @cached_property
     def visible(self) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
@@ -136,6 +142,51 @@ class StoredView(View):
         self.state, self.slots = state, slots
         self.fresh = counts == lengths  # every column is computed here: nothing is read from the store
         self.everyone = len(slots) == len(state.anchor)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
+    ) -> Float[Tensor, "B Q H D"]:
+        if not suits(q):
+            return super().attend(layer, q, k, v, by)
+        # Of whole rows of one length torch's own attention is as fast as there is.
+        if self.fresh and self.alike and self.reach is None and not self.deterministic:
+            return attention(*self.write(layer, q, k, v, by, 0), v, None)
+        return self.look(layer, self.write(layer, q, k, v, by, q.shape[1])[0])[0]
+
+    def write(
+        self,
+        layer: int,
+        q: Float[Tensor, "B QS H D"],
+        k: Float[Tensor, "B QS K D"],
+        v: Float[Tensor, "B QS K D"],
+        by: Rotation,
+        keys_from: int,
+    ) -> tuple[Float[Tensor, "B QS H D"], Float[Tensor, "B _ K D"]]:
+        """On a GPU: store the rows, the first of those given. All rotated queries, the rotated keys of `keys_from` on.
+
+        A kernel leaves out padding, which repeats a row's last column.
+        """
+        return write_rows(
+            q, k, v, by, self.state.keys[layer], self.state.values[layer], self.slots, self.rows, keys_from
+        )
+
+    def look(
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        reach: Int[Tensor, "B Q"] | None = None,
+        side: Side | None = None,
+    ) -> Attended:
+        """On a GPU: attention to the store where it stands. reach: of other queries than the rows'."""
+        return stored_attention(
+            *(q, self.state.keys[layer], self.state.values[layer], self.slots, self.lengths),
+            *(self.reach if reach is None else reach, side, self.deterministic),
+        )
 
     def store(
         self, layer: int, k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]

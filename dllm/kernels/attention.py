@@ -61,7 +61,7 @@ def tile(packed: int, dtype: torch.dtype) -> Tile:
         return Tile(16, 32, 8, 2)
     if packed <= 32:
         return Tile(16 if packed <= 16 else 32, 64, 4, 3)
-    return Tile(64, 64, 4, 3) if packed <= 512 else Tile(128, 64, 8, 3)
+    return Tile(64, 64, 4, 2) if packed <= 512 else Tile(128, 64, 8, 3)
 
 
 def splits(programs: int, length: int) -> int:
@@ -75,7 +75,7 @@ def scores(
     """The logarithm of how much each query attends to each key, but for a constant; -inf where it does not see it."""
     wide = torch.promote_types(q.dtype, torch.float32)
     k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
-    product = torch.einsum("bqhd,blhd->bhql", q.to(wide), k.to(wide)) * q.shape[3] ** -0.5
+    product: Tensor = torch.einsum("bqhd,blhd->bhql", q.to(wide), k.to(wide)) * q.shape[3] ** -0.5
     return product.masked_fill(~seen[:, None], -torch.inf)
 
 
@@ -119,7 +119,7 @@ def reference_attention(
 
 
 @jit
-def _fold(acc, top, total, q, k, v, seen, scale, PRECISION: tl.constexpr):
+def _fold(acc, top, total, q, k, v, seen, scale, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # of Triton's language
     """Take some more keys into the sums of a softmax, which are relative to the highest score so far."""
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     score = tl.where(seen, score, -float("inf"))
@@ -131,7 +131,7 @@ def _fold(acc, top, total, q, k, v, seen, scale, PRECISION: tl.constexpr):
 
 
 @jit
-def _attention_kernel(
+def _attention_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
     q,
     keys,
     values,
@@ -152,6 +152,7 @@ def _attention_kernel(
     n_heads,
     kv_heads,
     n_parts,
+    shares,
     owner_batch,
     scale,
     D: tl.constexpr,
@@ -176,10 +177,7 @@ def _attention_kernel(
         stop = tl.minimum(stop, tl.max(reach, 0) + 1)
     if SIDE:
         own = tl.load(owns + batch * n_rows + row, mask=real, other=-1)
-        parts = tl.maximum(n_parts - 1, 1)  # the last part has the side keys
-    else:
-        parts = n_parts
-    share = tl.cdiv(tl.cdiv(stop, parts), KEYS) * KEYS
+    share = tl.cdiv(tl.cdiv(stop, shares), KEYS) * KEYS
     begin = tl.minimum(part * share, stop)
     stop = tl.minimum(begin + share, stop)
 
@@ -220,7 +218,7 @@ def _attention_kernel(
 
 
 @jit
-def _combine_kernel(
+def _combine_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
     parts, part_lse, out, lse, n, n_parts, D: tl.constexpr, WIDTH: tl.constexpr, COMBINED: tl.constexpr
 ):
     row, d = tl.program_id(0).to(tl.int64) * COMBINED + tl.arange(0, COMBINED), tl.arange(0, WIDTH)[None, :]
@@ -258,21 +256,22 @@ def triton_attention(
     packed = n_rows * (n_heads // kv_heads)
     shape = tile(64 if deterministic else packed, q.dtype)
     tiles = -(-packed // shape.queries)
-    parts = 1 if deterministic else splits(batch * kv_heads * tiles, length)
-    if side is not None and parts > 1:
-        parts += 1
+    shares = 1 if deterministic else splits(batch * kv_heads * tiles, length)
+    beside: tuple[Tensor, ...] = (keys, values, slots, slots, slots)
+    n_side = owner_batch = 0
+    if side is not None:
+        beside, n_side = tuple(part.contiguous() for part in side), side.keys.shape[1]
+        owner_batch = length if len(side.owner) == batch else 0
+    parts = shares + (shares > 1 and n_side > 0)  # the last part has the side keys
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     to = (out, lse)
     if parts > 1:
         to = (q.new_empty(parts, *q.shape, dtype=torch.float32), q.new_empty(parts, *lse.shape, dtype=torch.float32))
-    beside, n_side, owner_batch = (keys, values, slots, slots, slots), 0, 0
-    if side is not None:
-        beside, n_side = tuple(part.contiguous() for part in side), side.keys.shape[1]
-        owner_batch = length if len(side.owner) == batch else 0
-    sizes = (batch, n_rows, n_side, length, n_heads, kv_heads, parts, owner_batch, width**-0.5 * 1.4426950408889634)
+    sizes = (batch, n_rows, n_side, length, n_heads, kv_heads, parts, shares, owner_batch)
     _attention_kernel[(tiles, kv_heads * parts, batch)](
         *(q.contiguous(), keys, values, slots.contiguous(), lengths.contiguous()),
-        *(slots if reach is None else reach.contiguous(), *beside, *to, *sizes, width, shape.queries, shape.keys),
+        *(slots if reach is None else reach.contiguous(), *beside, *to, *sizes),
+        *(width**-0.5 * 1.4426950408889634, width, shape.queries, shape.keys),
         *(max(16, power_of_two(width)), reach is not None, side is not None),
         "ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=shape.warps,

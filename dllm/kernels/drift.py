@@ -51,7 +51,7 @@ def reference_drift(
 
 
 @jit
-def _drift_kernel(
+def _drift_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
     old_q,
     new_q,
     old_lse,
@@ -114,7 +114,7 @@ def _drift_kernel(
 
 
 @jit
-def _mean_kernel(parts, out, n_parts, SUMMED: tl.constexpr):
+def _mean_kernel(parts, out, n_parts, SUMMED: tl.constexpr):  # type: ignore[no-untyped-def]  # of Triton's language
     batch = tl.program_id(0).to(tl.int64)
     apart, count = tl.zeros((SUMMED,), tl.float32), tl.zeros((SUMMED,), tl.float32)
     for first in range(0, n_parts, SUMMED):
@@ -151,7 +151,7 @@ def triton_drift(
         *(slots if reach is None else reach.contiguous(), parts, n_rows, overwritten.shape[1], length, n_heads),
         *(kv_heads, width**-0.5 * 1.4426950408889634, width, queries, columns, max(16, power_of_two(width))),
         *(reach is not None, "ieee" if full else "tf32"),
-        num_warps=4,
+        num_warps=8 if full else 4,
         num_stages=2,
     )
     _mean_kernel[(batch,)](parts, out, parts.shape[2], SUMMED, num_warps=4)
