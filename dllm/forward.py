@@ -30,7 +30,7 @@ def forward(
     view = state.view(plan.columns, plan.window, batch.index, batch.counts, batch.ends)
     tokens, span = batch.drafts[:, 0], batch.span
     if shadow is not None:
-        view = shadow_view(view, model.spec, batch.scope, batch.ends, tokens.shape[1])
+        view = shadow_view(view, batch.scope, tokens.shape[1])
         tokens = F.pad(tokens, (0, batch.scope.columns.shape[1]), value=shadow)
         span = Span(*(torch.cat([getattr(part, n) for part in (span, batch.scope)], 1) for n in ("columns", "valid")))
     logits, repaired = compute(model, tokens, view, span, batch)
@@ -56,7 +56,7 @@ def side_by_side(model: Model, state: CacheState, batch: Batch) -> tuple[Float[T
     view = state.view(plan.columns, plan.window, batch.index, batch.counts, batch.ends)
     columns = Span.where(plan.step_columns[batch.index], max(plan.step_counts[row] for row in batch.rows))
     length = batch.drafts.shape[2]
-    view = draft_view(view, model.spec, columns, n - 1, batch.span, batch.ends, length)
+    view = draft_view(view, columns, n - 1, batch.span, length)
     others = batch.drafts[:, 1:].gather(2, columns.columns[:, None].expand(-1, n - 1, -1))
     tokens = torch.cat([batch.drafts[:, 0], others.flatten(1)], 1)
     logits = model(tokens, view, Span(batch.span.columns.repeat(1, n), batch.span.valid.repeat(1, n)))

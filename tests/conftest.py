@@ -14,8 +14,10 @@ jaxtyping.jaxtyped = signatures.sparing  # what its import hook calls
 # dllm is imported in the fixtures, not here: conftest runs before the import hook of --jaxtyping-packages.
 
 
-def pytest_runtest_setup():
+def pytest_runtest_setup(item):
     signatures.calls.clear()
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ Q computed columns, W span, H heads, K kv heads, D head width.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.canvas import Canvas, Span
+from dllm.kernels.attention import Attended, Side
+from dllm.kernels.attention import attention as stored_attention
+from dllm.kernels.rotary import Rotation, rotate
+from dllm.kernels.write_rows import suits, write_rows
 from dllm.spec import ModelSpec
 
 
@@ -35,26 +40,38 @@ def attention(
     return out.transpose(1, 2)
 
 
-def visibility(
-    spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]
-) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
-    """Which columns each row may attend to: those that exist and that the model's pattern reaches. None: all."""
-    column = torch.arange(max(lengths), device=rows.device)
-    reach = spec.reach(rows)
-    if reach is None and min(lengths) == max(lengths):
-        return None
-    exists = column < torch.tensor(lengths, device=rows.device)[:, None, None, None]
-    return exists if reach is None else exists & (column <= reach[:, None, :, None])
-
-
 class View:
     """One forward: the columns it computes and may see. This one computes all and stores nothing.
 
-    rows: Int[B, Q], ascending; a row with fewer than Q columns repeats its last one.
+    rows: Int[B, Q], ascending; a row with fewer than Q columns repeats its last one. lengths: how many columns each row
+    has. ends: how many of them, from the first on, its forward may attend to, as the host knows it: it says how much is
+    read, and whether some rows see less.
     """
 
-    def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]) -> None:
-        self.rows, self.visible = rows, visibility(spec, rows, lengths)
+    deterministic = False
+    """Whether what a row gets must not depend on the batch it is in."""
+
+    def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: Int[Tensor, " B"], ends: list[int]) -> None:
+        self.spec, self.rows, self.lengths = spec, rows, lengths
+        self.n_keys, self.alike = max(ends), min(ends) == max(ends)
+
+    @cached_property
+    def reach(self) -> Int[Tensor, "B Q"] | None:
+        """The last column that each of the rows may attend to; None where all may attend to all that exist."""
+        return self.spec.reach(self.positions)
+
+    @cached_property
+    def visible(self) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
+        """Which columns each of the rows may attend to; None: all."""
+        return self.visibility(self.rows)
+
+    def visibility(self, columns: Int[Tensor, "B Q"]) -> Bool[Tensor, "B 1 Q L"] | Bool[Tensor, "B 1 1 L"] | None:
+        """Which columns these may attend to: those that exist and that the model's pattern reaches. None: all."""
+        key, reach = torch.arange(self.n_keys, device=columns.device), self.spec.reach(columns)
+        if reach is None and self.alike:
+            return None
+        exists = key < self.lengths[:, None, None, None]
+        return exists if reach is None else exists & (key <= reach[:, None, :, None])
 
     @property
     def positions(self) -> Int[Tensor, "B Q"]:
@@ -91,16 +108,22 @@ class View:
         return k, v
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        """Attention of the rows. q, k: before their rotation `by` the angles of the rows."""
+        q, k = rotate(q, by), rotate(k, by)
         return attention(q, *self.store(layer, k, v), self.visible)
 
 
 def full_view(spec: ModelSpec, lengths: list[int], device: torch.device | str = "cpu") -> View:
     """Every column of every row, nothing stored: training, likelihoods, the cache-free forward."""
-    column = torch.arange(max(lengths), device=device)
-    last = torch.tensor(lengths, device=device)[:, None] - 1
-    return View(spec, column.minimum(last), lengths)
+    column, length = torch.arange(max(lengths), device=device), torch.tensor(lengths, device=device)
+    return View(spec, column.minimum(length[:, None] - 1), length, lengths)
 
 
 class StoredView(View):
@@ -115,10 +138,55 @@ class StoredView(View):
         counts: list[int],
         lengths: list[int],
     ) -> None:
-        super().__init__(state.spec, rows, lengths)
-        self.state, self.slots, self.n_keys = state, slots, max(lengths)
+        super().__init__(state.spec, rows, state.canvas.lengths[slots], lengths)
+        self.state, self.slots = state, slots
         self.fresh = counts == lengths  # every column is computed here: nothing is read from the store
         self.everyone = len(slots) == len(state.anchor)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
+    ) -> Float[Tensor, "B Q H D"]:
+        if not suits(q):
+            return super().attend(layer, q, k, v, by)
+        # Of whole rows of one length torch's own attention is as fast as there is.
+        if self.fresh and self.alike and self.reach is None and not self.deterministic:
+            return attention(*self.write(layer, q, k, v, by, 0), v, None)
+        return self.look(layer, self.write(layer, q, k, v, by, q.shape[1])[0])[0]
+
+    def write(
+        self,
+        layer: int,
+        q: Float[Tensor, "B QS H D"],
+        k: Float[Tensor, "B QS K D"],
+        v: Float[Tensor, "B QS K D"],
+        by: Rotation,
+        keys_from: int,
+    ) -> tuple[Float[Tensor, "B QS H D"], Float[Tensor, "B _ K D"]]:
+        """On a GPU: store the rows, the first of those given. All rotated queries, the rotated keys of `keys_from` on.
+
+        A kernel leaves out padding, which repeats a row's last column.
+        """
+        return write_rows(
+            q, k, v, by, self.state.keys[layer], self.state.values[layer], self.slots, self.rows, keys_from
+        )
+
+    def look(
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        reach: Int[Tensor, "B Q"] | None = None,
+        side: Side | None = None,
+    ) -> Attended:
+        """On a GPU: attention to the store where it stands. reach: of other queries than the rows'."""
+        return stored_attention(
+            *(q, self.state.keys[layer], self.state.values[layer], self.slots, self.lengths),
+            *(self.reach if reach is None else reach, side, self.deterministic),
+        )
 
     def store(
         self, layer: int, k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
@@ -225,7 +293,7 @@ class CacheState(Store):
     ) -> View:
         """The next forward of the rows `slots`, with how many columns each of them computes and has."""
         rows = Span.where(plan[slots], max(counts)).columns
-        full = torch.tensor([c == n for c, n in zip(counts, lengths, strict=True)], device=plan.device)
+        full = plan[slots].sum(1) == self.canvas.lengths[slots]
         self.anchor[slots] = torch.where(full, self.block[slots], self.anchor[slots])
         self.age[slots] = self.age[slots].masked_fill(full, 0) + 1
         return self.view_class(self, rows, window[slots], slots, counts, lengths)

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, StoredView, attention, visibility
+from dllm.cache.base import Cache, CacheState, StoredView, attention
 from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities
 from dllm.canvas import Canvas, Span, highest
 from dllm.errors import DllmError
+from dllm.kernels.mass import mass as column_mass
+from dllm.kernels.rotary import Rotation, rotate
+from dllm.kernels.write_rows import suits
 from dllm.spec import ModelSpec
 
 
@@ -98,16 +101,29 @@ class D2View(StoredView):
         lengths: list[int],
     ) -> None:
         super().__init__(state, rows, window, slots, counts, lengths)
-        self.window, self.seen = window, visibility(state.spec, window.columns, lengths)
+        self.window = window
         self.place = torch.arange(len(slots), device=rows.device)[:, None], self.find(window)
         state.mass[slots] *= state.d2.decay
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        paid = self.state.mass
+        if suits(q):
+            q, _ = self.write(layer, q, k, v, by, q.shape[1])
+            out, lse = self.look(layer, q)
+            asked = q[self.place], lse[self.place], self.state.keys[layer], self.slots, self.lengths, self.window.valid
+            paid[self.slots] += column_mass(*asked, self.state.spec.reach(self.window.columns)).to(paid.dtype)
+            return out
+        q, k = rotate(q, by), rotate(k, by)
         keys, values = self.store(layer, k, v)
-        paid = mass(probabilities(q[self.place], keys, self.seen), self.window.valid)
-        self.state.mass[self.slots, : self.n_keys] += paid.to(self.state.mass.dtype)
+        p = probabilities(q[self.place], keys, self.visibility(self.window.columns))
+        paid[self.slots, : self.n_keys] += mass(p, self.window.valid).to(paid.dtype)
         return attention(q, keys, values, self.visible)
 
 

@@ -2,17 +2,23 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, StoredView, View, attention, full_view, visibility
+from dllm.cache.base import Cache, CacheState, StoredView, View, attention, full_view
 from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities, similarity, weighted
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
+from dllm.kernels.attention import attention as stored_attention
+from dllm.kernels.drift import drift
+from dllm.kernels.mass import mass as column_mass
+from dllm.kernels.rotary import Rotation, rotate
+from dllm.kernels.write_rows import suits
 from dllm.spec import ModelSpec
 
 
@@ -86,17 +92,22 @@ class ElasticView(StoredView):
         first: int = 0,
     ) -> None:
         super().__init__(state, rows, window, slots, counts, lengths)
-        self.window, self.lengths, self.first = window, lengths, first
+        self.window, self.ends, self.first = window, lengths, first
         self.whole = [count == length for count, length in zip(counts, lengths, strict=True)]
-        self.untested = torch.tensor(self.whole, device=rows.device)
+        self.untested = (rows == state.canvas.columns[: rows.shape[1]]).sum(1) == self.lengths
         tracked = (state.tracked & state.canvas.exists)[slots]
         self.track = Span.where(tracked, min(state.track[0].numel(), tracked.shape[1]))
         watched = torch.cat([self.track.columns, window.columns], 1)
         place = self.find(Span(watched, torch.ones_like(watched, dtype=torch.bool)))
         self.place = torch.arange(len(slots), device=rows.device)[:, None], place
-        self.seen = visibility(state.spec, watched, lengths)
+        self.watched = watched
         self.decided = (state.canvas.exists & ~state.canvas.undecided)[slots, : self.n_keys]
         self.similarity = torch.ones(len(slots), state.spec.n_layers, dtype=torch.float64, device=rows.device)
+
+    @cached_property
+    def seen(self) -> Bool[Tensor, "B 1 _ L"] | None:
+        """Which columns the tracked rows and the window may attend to; None: all."""
+        return self.visibility(self.watched)
 
     @property
     def refresh_from(self) -> Int[Tensor, " B"]:
@@ -119,8 +130,28 @@ class ElasticView(StoredView):
         return h
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        out, watched = (self.in_kernels if suits(q) else self.in_torch)(layer, q, k, v, by)
+        most, columns = watched.masked_fill(~self.decided, -1.0).topk(self.state.track.shape[2])
+        self.state.track[self.slots, layer] = torch.where(most < 0, columns[:, :1], columns)  # too few are decided
+        return out
+
+    def in_torch(
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
+    ) -> tuple[Float[Tensor, "B Q H D"], Float[Tensor, "B L"]]:
+        """Attention, and how much the window attends to each column; notes how alike it is to that before."""
+        q, k = rotate(q, by), rotate(k, by)
         queries, slots, n = self.state.queries[layer], self.slots[:, None], self.track.columns.shape[1]
         tested = not all(self.whole)
         if tested:
@@ -136,10 +167,40 @@ class ElasticView(StoredView):
             out, p = weighted(p, values), p.transpose(1, 2)[self.place].transpose(1, 2)
         if tested:
             self.similarity[:, layer] = similarity(old, p[:, :, :n], self.track.valid, seen).double()
-        watched = mass(p[:, :, n:], self.window.valid).masked_fill(~self.decided, -1.0)
-        most, columns = watched.topk(self.state.track.shape[2])
-        self.state.track[self.slots, layer] = torch.where(most < 0, columns[:, :1], columns)  # too few are decided
-        return out
+        return out, mass(p[:, :, n:], self.window.valid)
+
+    def in_kernels(
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
+    ) -> tuple[Float[Tensor, "B Q H D"], Float[Tensor, "B L"]]:
+        """The same on a GPU, where no probabilities stand in memory."""
+        queries, slots, n = self.state.queries[layer], self.slots[:, None], self.track.columns.shape[1]
+        keys, spec, where = self.state.keys[layer], self.state.spec, (self.slots, self.lengths)
+        tested = not all(self.whole)
+        if tested:
+            reach, before = spec.reach(self.track.columns), queries[slots, self.track.columns]
+            # Of what stood there only the log-sum-exp is asked: keys stand in for values.
+            old = stored_attention(before, keys, keys, *where, reach, None, self.deterministic)[1]
+            overwritten = keys[slots, self.rows]
+        q, _ = self.write(layer, q, k, v, by, q.shape[1])
+        queries[slots, self.rows] = q
+        out, lse = self.look(layer, q)
+        watched, whole = q[self.place], lse[self.place]
+        if tested:
+            now = before, watched[:, :n], old, whole[:, :n], keys, overwritten, self.index
+            self.similarity[:, layer] = drift(*now, *where, self.track.valid, reach).double()
+        asked = watched[:, n:], whole[:, n:], keys, *where, self.window.valid
+        return out, column_mass(*asked, spec.reach(self.window.columns))[:, : self.n_keys]
+
+    @cached_property
+    def index(self) -> Int[Tensor, "B L"]:
+        """Which of the rows computes each column, -1 for none."""
+        place = torch.arange(self.rows.shape[1], device=self.rows.device).expand_as(self.rows)
+        return torch.full_like(self.state.canvas.tokens[self.slots], -1).scatter_(1, self.rows, place)
 
     def repairs(self) -> Iterator[tuple[list[int], View, int]]:
         if all(self.whole):
@@ -147,7 +208,7 @@ class ElasticView(StoredView):
         first, n = self.refresh_from.tolist(), self.state.spec.n_layers  # the forward's one wait for the device
         for layer in sorted({*first} - {n}):
             part = [row for row, found in enumerate(first) if found == layer]
-            lengths, index = [self.lengths[row] for row in part], torch.tensor(part, device=self.rows.device)
+            lengths, index = [self.ends[row] for row in part], torch.tensor(part, device=self.rows.device)
             rows = full_view(self.state.spec, lengths, self.rows.device).rows
             yield (
                 part,

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, View, full_view
+from dllm.cache.base import Cache, CacheState, View
 from dllm.cache.settling import SettlingState
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
@@ -30,7 +30,8 @@ class Storeless(CacheState):
     def view(
         self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
     ) -> View:
-        return full_view(self.spec, lengths, plan.device)
+        own = self.canvas.lengths[slots]
+        return View(self.spec, self.canvas.columns[: max(lengths)].minimum(own[:, None] - 1), own, lengths)
 
     def skip(self, slots: Int[Tensor, " B"], steps: Int[Tensor, " B"]) -> None: ...
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.cache.base import Cache, CacheState, StoredView, attention, visibility
+from dllm.cache.base import Cache, CacheState, StoredView, attention
 from dllm.cache.settling import CountingState
 from dllm.canvas import Canvas, Span, highest
 from dllm.errors import DllmError
+from dllm.kernels.rotary import Rotation, rotate
 from dllm.spec import ModelSpec
 
 
@@ -81,14 +82,20 @@ class SparseView(StoredView):
         if self.chooses:
             self.chosen_now = (state.step[slots] == state.sparse.delay + 1)[:, None]
             block = state.present[slots]
-            inside, seen = block.mask(self.n_keys), visibility(state.spec, block.columns[:, -1:], lengths)
+            inside, seen = block.mask(self.n_keys), self.visibility(block.columns[:, -1:])
             self.outside = ~inside if seen is None else ~inside & seen[:, 0, 0]
             # Of padding, which repeats a column, the first entry is the valid one.
             self.asking = inside.gather(1, rows) & ~F.pad(rows[:, 1:] == rows[:, :-1], (1, 0))
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        q, k = rotate(q, by), rotate(k, by)
         keys, values = self.store(layer, k, v)
         kept, visible = self.state.kept[layer], self.visible
         shown = self.kept(kept)

@@ -217,7 +217,7 @@ def test_a_shadow_is_a_row_behind_the_text_that_all_but_shadows_ignore(tiny, att
     model = tiny(attention=attention, block_length=4, logits_shift=shift)
     tokens = torch.randint(0, 38, (2, 12))
     span = Span.between(torch.tensor([4, 4]), torch.tensor([8, 7]), 4)
-    view = shadow_view(full_view(model.spec, [12, 9]), model.spec, span, [12, 9], first=12)
+    view = shadow_view(full_view(model.spec, [12, 9]), span, first=12)
     padded = torch.nn.functional.pad(tokens, (0, 4), value=39)
     both = Span(torch.cat([span.columns] * 2, 1), torch.cat([span.valid] * 2, 1))
     got = model(padded, view, both)
@@ -247,10 +247,11 @@ def dense(model, tokens, columns, i):
         def enter(self, _layer, h):
             return h
 
-        def attend(self, _layer, q, k, v):
+        def attend(self, _layer, q, k, v, by):
             from dllm.cache.base import attention
+            from dllm.kernels.rotary import rotate
 
-            return attention(q, k, v, sees[None, None])
+            return attention(rotate(q, by), rotate(k, by), v, sees[None, None])
 
         def find(self, _span):
             return torch.tensor([[n + i]])
