@@ -1,14 +1,15 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
 api, compat, infill, streamer, verify, loading, cli, evaluate, filters ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
+engine ──► accounts, samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
        metrics, trace, spec
 drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan
 schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
 hooks ──► canvas                           fingerprint ──► spec
-speculate ──► cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
+speculate ──► accounts, cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
+accounts ──► generation, metrics, plan, spec
 causal ──► speculate, generation, models, settings, trace, spec
 generation ──► metrics, spec, noise        settings ──► spec, canvas                      trace, spec ──► canvas
 metrics ──► spec
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "fingerprint": {"spec", "errors"},
     "plan": {"canvas"},
     "pace": {"plan"},
+    "accounts": {"generation", "metrics", "plan", "spec"},
     "forward": {"cache", "canvas", "plan", "spec"},
     "drafts": {"canvas", "samplers", "schedule"},
     "propose": {"samplers", "noise", "settings"},
@@ -49,6 +51,7 @@ MAY_IMPORT = {
     "models": {"canvas", "spec", "errors"},
     "speculate": {
         *(
+            "accounts",
             "cache",
             "canvas",
             "errors",
@@ -66,6 +69,7 @@ MAY_IMPORT = {
     "causal": {"errors", "generation", "models", "settings", "spec", "speculate", "trace"},
     "engine": {
         *(
+            "accounts",
             "cache",
             "samplers",
             "canvas",
