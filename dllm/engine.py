@@ -20,6 +20,7 @@ from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
 from dllm.forward import forward, unconditional
 from dllm.generation import Generation, Request
+from dllm.graphs import Graphs
 from dllm.hooks import Hooks
 from dllm.metrics import EXACT, LOSSY, begin_peak, peak_bytes, weight_bytes
 from dllm.noise import Key
@@ -64,6 +65,7 @@ class Run:
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
+        self.graphs = Graphs.of(model) if settings.graphs else None
         self.kv_bytes = sum(state.nbytes for state in self.states)
         self.pace = Pace() if settings.drafts == "auto" else None
         asked = MOST if self.pace else int(settings.drafts or self.needs.drafts)
@@ -280,11 +282,11 @@ class Run:
         shadow = canvas.mask_id if self.needs.shadows else None
         batch = replace(batch, drafts=shown(batch.drafts, canvas.mask_id))
         with self.accounts.forwarding():
-            logits, repaired = forward(self.model, self.states[0], batch, shadow)
+            logits, repaired = forward(self.model, self.states[0], batch, shadow, self.graphs)
             parts = [repaired]
             if settings.cfg_scale > 0:
                 blind = unconditional(batch, ~canvas.open[batch.index], canvas.mask_id)
-                without, twins = forward(self.model, self.states[1], blind, shadow)
+                without, twins = forward(self.model, self.states[1], blind, shadow, self.graphs)
                 logits = without + (settings.cfg_scale + 1) * (logits - without)
                 parts.append(twins)
         self.accounts.ran(batch, self.schedule.slots, parts, self.needs.shadows, whole=self.hooks is not None)

@@ -249,7 +249,9 @@ class Schedule:
                 gone.add(slot)
         if not gone:
             return taken, None
-        left = [slot for slot in range(len(self.slots)) if slot not in gone]
+        # The last rows move into the gaps, so that few rows of a store are copied.
+        n, moving = len(self.slots) - len(gone), [slot for slot in range(len(self.slots)) if slot not in gone]
+        left = [moving.pop() if slot in gone else slot for slot in range(n)]
         keep = torch.tensor(left, dtype=torch.long, device=self.device)
         self.canvas.keep_only(keep)
         self.rows = self.rows[keep]

@@ -1,10 +1,10 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
 api, compat, infill, streamer, verify, loading, cli, evaluate, filters ──► all of these
-engine ──► accounts, samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
-       metrics, trace, spec
-drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
-plan ──► canvas                            pace ──► plan
+engine ──► accounts, samplers, cache, generation, settings, schedule, plan, forward, graphs, drafts, pace, propose,
+       hooks, metrics, trace, spec
+drafts ──► samplers, schedule, canvas      forward ──► graphs, cache, plan, spec, canvas
+plan ──► canvas                            pace ──► plan          graphs ──► cache, spec, canvas
 schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
 hooks ──► canvas                           fingerprint ──► spec
@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "plan": {"canvas"},
     "pace": {"plan"},
     "accounts": {"generation", "metrics", "plan", "spec"},
-    "forward": {"cache", "canvas", "plan", "spec"},
+    "graphs": {"cache", "canvas", "spec"},
+    "forward": {"cache", "canvas", "graphs", "plan", "spec"},
     "drafts": {"canvas", "samplers", "schedule"},
     "propose": {"samplers", "noise", "settings"},
     "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec"},
@@ -77,6 +78,7 @@ MAY_IMPORT = {
             "errors",
             "forward",
             "generation",
+            "graphs",
             "hooks",
             "metrics",
             "noise",

@@ -252,7 +252,11 @@ class CacheState(Store):
         self.block[slot], self.anchor[slot] = -1, -2
 
     def retire(self, keep: Int[Tensor, " R"]) -> None:
-        """Only these rows go on, in this order."""
-        for layer in range(len(self.keys)):  # one at a time, so that not all of the store stands twice
-            self.keys[layer], self.values[layer] = self.keys[layer][keep], self.values[layer][keep]
+        """Only these rows go on, in this order. A row may only move to the left, past rows that are gone."""
+        moves = [(to, row) for to, row in enumerate(keep.tolist()) if to != row]
+        for kept in (self.keys, self.values):
+            for layer, stored in enumerate(kept):
+                for to, row in moves:
+                    stored[to] = stored[row]
+                kept[layer] = stored[: len(keep)]  # the memory stays where it is: recorded steps write to it
         self.block, self.anchor, self.age = self.block[keep], self.anchor[keep], self.age[keep]
