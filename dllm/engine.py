@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.accounts import CanvasAccounts
 from dllm.cache.base import Cache
 from dllm.canvas import Span, shown, undecided
@@ -125,7 +126,9 @@ class Run:
 
     def batch(self, plan: Plan, rows: list[int]) -> Batch:
         """The forward of some rows."""
-        canvas, index = self.schedule.canvas, torch.tensor(rows, device=self.model.device)
+        canvas, device = self.schedule.canvas, self.model.device
+        everyone = len(rows) == len(plan.counts)
+        index = torch.arange(len(rows), device=device) if everyone else transfer.put(rows, device)
         drafts = self.drafts.canvases(canvas, index, max(plan.drafts[row] for row in rows))
         return plan.batch(rows, index, drafts, canvas.lengths[index], whole=self.hooks is not None)
 

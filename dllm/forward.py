@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.cache.base import CacheState, View
 from dllm.cache.side import draft_view, shadow_view
 from dllm.canvas import Span
@@ -59,7 +60,7 @@ def compute(
     logits = model(tokens, view, span)
     repaired: Repaired = {}
     for part, again, layers in view.repairs():
-        index = torch.tensor(part, device=tokens.device)
+        index = transfer.put(part, tokens.device)
         logits[index] = model(tokens[index], again, span[index])
         repaired |= {batch.rows[place]: layers for place in part}
     return logits, repaired
@@ -89,7 +90,7 @@ def one_by_one(model: Model, state: CacheState, batch: Batch) -> tuple[Float[Ten
     """Each draft as a row of the batch: nothing is stored that they could share."""
     plan, device = batch.plan, batch.index.device
     own = [(i, draft) for i, row in enumerate(batch.rows) for draft in range(plan.drafts[row])]
-    row, draft = torch.tensor(own, device=device).unbind(1)
+    row, draft = transfer.put(own, device).unbind(1)
     lengths = [plan.lengths[batch.rows[i]] for i, _ in own]
     view = state.view(plan.columns, plan.window, batch.index[row], lengths, lengths)
     logits = model(batch.drafts[row, draft], view, batch.span[row])

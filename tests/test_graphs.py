@@ -152,3 +152,14 @@ def test_few_shapes_hold_all_sizes(padded, most):
 def test_every_cache_is_recorded_or_looks_at_attention():
     known = {name.partition(":")[0] for name in TAKING_PART} | {"dkv-pd", "none"}
     assert {name for name, cache in CACHES.items() if not cache.attentive} == known
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("drafts", [1, 3])
+@pytest.mark.parametrize("cache", ["dual:refresh=5", "exact"])
+def test_a_gpu_replays_what_it_recorded(tiny, cache, drafts):
+    model = tiny(device="cuda", **cases.served(cache))
+    both(model, MANY, "static", cache, batch_size=3, drafts=drafts)
+    run = stream(model, MANY, "static", cache, **cases.SHAPE, batch_size=3, drafts=drafts)
+    assert list(run) and any(shape.replay for shape in run.graphs.shapes.values())

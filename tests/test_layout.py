@@ -13,7 +13,7 @@ accounts ──► generation, metrics, plan, spec
 causal ──► speculate, generation, models, settings, trace, spec
 generation ──► metrics, spec, noise        settings ──► spec, canvas                      trace, spec ──► canvas
 metrics ──► spec
-options ──► errors                         canvas, noise, errors ──► nothing
+options ──► errors                         canvas, noise, errors, transfer ──► nothing
 """
 
 import ast
@@ -28,7 +28,7 @@ from dllm.samplers import SAMPLERS
 from dllm.speculate import DRAFTERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "transfer": set()}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -39,16 +39,16 @@ MAY_IMPORT = {
     "generation": {"metrics", "spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
     "fingerprint": {"spec", "errors"},
-    "plan": {"canvas"},
+    "plan": {"canvas", "transfer"},
     "pace": {"plan"},
     "accounts": {"generation", "metrics", "plan", "spec"},
     "graphs": {"cache", "canvas", "spec"},
-    "forward": {"cache", "canvas", "graphs", "plan", "spec"},
-    "drafts": {"canvas", "samplers", "schedule"},
+    "forward": {"cache", "canvas", "graphs", "plan", "spec", "transfer"},
+    "drafts": {"canvas", "samplers", "schedule", "transfer"},
     "propose": {"samplers", "noise", "settings"},
-    "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec"},
+    "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec", "transfer"},
     "samplers": {"canvas", "noise", "options", "errors"},
-    "cache": {"canvas", "spec", "options", "errors"},
+    "cache": {"canvas", "spec", "options", "errors", "transfer"},
     "models": {"canvas", "spec", "errors"},
     "speculate": {
         *(
@@ -86,7 +86,7 @@ MAY_IMPORT = {
             "plan",
             "propose",
         ),
-        *("schedule", "settings", "spec", "trace"),
+        *("schedule", "settings", "spec", "trace", "transfer"),
     },
 }
 """Part of the package -> the parts it may import, at the top of a file or inside a function. Other parts are on top."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.canvas import Canvas, Span
 from dllm.spec import ModelSpec
 
@@ -75,7 +76,7 @@ class View:
         """Where the columns of `span` stand among the rows. Raises ValueError if one of them is not computed."""
         index = torch.searchsorted(self.rows, span.columns).clamp_(max=self.rows.shape[1] - 1)
         # On a GPU this check would stall the queue of kernels; the plan of every cache contains its window.
-        if self.rows.device.type == "cpu" and not torch.equal(self.rows.gather(1, index), span.columns):
+        if transfer.near(self.rows.device) and not torch.equal(self.rows.gather(1, index), span.columns):
             raise ValueError(
                 f"the view computes the columns {self.rows.tolist()}, which lack some of {span.columns.tolist()}; "
                 "a cache's plan must contain the whole window."
@@ -249,7 +250,8 @@ class CacheState(Store):
 
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""
-        self.block[slot], self.anchor[slot] = -1, -2
+        transfer.write(self.block, slot, -1)
+        transfer.write(self.anchor, slot, -2)
 
     def retire(self, keep: Int[Tensor, " R"]) -> None:
         """Only these rows go on, in this order. A row may only move to the left, past rows that are gone."""
