@@ -228,8 +228,8 @@ def measure(
         pass
     steps = begin(model, prompts, method, cache, **settings)
     for _ in steps:
-        told(len(steps.finished), steps.forwards)
-    told(len(asked), steps.forwards)
+        told(len(steps.finished), steps.accounts.forwards)
+    told(len(asked), steps.accounts.forwards)
     done = steps.result()
     texts = done.texts or [""] * len(asked)
     right, whole = sum(map(correct, asked, texts)), sum(map(consistent, asked, texts))

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.canvas import Canvas, undecided
 from dllm.samplers.base import Prediction, Sampler
 from dllm.schedule import Rows
@@ -61,7 +62,7 @@ class Drafts:
             begin, rows = rows.block_start, rows.ahead(1).into_next(~left)
             alive &= left | (rows.block_start != begin)
             count += alive
-            if index.device.type == "cpu" and not alive.any():
+            if transfer.near(index.device) and not alive.any():
                 break
             change = (current - first).masked_fill(~p.span.valid, 0)  # see Canvas.write
             self.tokens[index, i] = now.scatter_add(1, p.span.columns, change)
@@ -70,7 +71,7 @@ class Drafts:
 
     def forget(self, slot: int) -> None:
         """Another prompt has taken the row."""
-        self.count[slot] = 1
+        transfer.write(self.count, slot, 1)
 
     def keep_only(self, rows: Int[Tensor, " R"]) -> None:
         """Only these rows go on, in this order."""
@@ -146,7 +147,7 @@ def decide(
     for _ in range(drafts.shape[1] - 1):
         true = follow(drafts, after, at, n_drafts, p, subset)
         came_true = (true >= 0) & ~ended  # no draft knows of a predicted end of text
-        if at.device.type == "cpu" and not came_true.any():
+        if transfer.near(at.device) and not came_true.any():
             break
         at = torch.where(came_true, true, at)
         crossed = (at > 0) & beyond.gather(1, (at - 1).clamp(min=0)[:, None])[:, 0]

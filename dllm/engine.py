@@ -5,23 +5,25 @@ sampler chose. Rows do not wait for each other: each has its own block, finishes
 waiting prompt.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dllm import transfer
+from dllm.accounts import CanvasAccounts
 from dllm.cache.base import Cache
 from dllm.canvas import Span, shown, undecided
 from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
 from dllm.forward import forward, unconditional
 from dllm.generation import Generation, Request
+from dllm.graphs import Graphs
 from dllm.hooks import Hooks
-from dllm.metrics import EXACT, LOSSY, Watch, begin_peak, flops, peak_bytes, weight_bytes
+from dllm.metrics import EXACT, LOSSY, begin_peak, peak_bytes, weight_bytes
 from dllm.noise import Key
 from dllm.pace import MOST, Pace
 from dllm.plan import Batch, Plan
@@ -52,26 +54,9 @@ class Run:
         self.model, self.spec, self.sampler, self.cache = model, model.spec, sampler, cache
         self.settings, self.observers, self.hooks = settings, observers, hooks
         begin_peak(model.device)
-        self.began, self.watch = time.perf_counter(), Watch(len(requests))
-        self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
+        self.accounts = CanvasAccounts(model.spec, requests, settings.blank(model.spec))
         self.begun: set[int] = set()
         """Requests that a hook has seen before their first step."""
-        names = (
-            "nfe",
-            "prefills",
-            "rows",
-            "predicted",
-            "attended",
-            "columns",
-            "refreshes",
-            "steps",
-            "drafted",
-            "committed",
-        )
-        self.counts = {name: [0] * len(requests) for name in names}
-        """Of every request, as `Generation` and `dllm.metrics.flops` tell them."""
-        self.repaired = {name: [0] * len(requests) for name in ("rows", "attended")}
-        """The same of what a forward computed in some layers besides its rows, times these layers."""
         self.schedule = Schedule(requests, settings, self.spec, sampler, model.device)
         self.needs = sampler.needs()
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
@@ -81,6 +66,7 @@ class Run:
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
+        self.graphs = Graphs.of(model) if settings.graphs else None
         self.kv_bytes = sum(state.nbytes for state in self.states)
         self.pace = Pace() if settings.drafts == "auto" else None
         asked = MOST if self.pace else int(settings.drafts or self.needs.drafts)
@@ -105,9 +91,8 @@ class Run:
             for rows in together(self.widths(plan)):
                 batch = self.batch(plan, rows)
                 step = self.commit(batch, self.predict(batch))
-                given = time.perf_counter()
-                yield step
-                self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
+                with self.accounts.paused():
+                    yield step
         self.tell("end")
 
     def tell(self, event: str, *about: "Run") -> None:
@@ -141,7 +126,9 @@ class Run:
 
     def batch(self, plan: Plan, rows: list[int]) -> Batch:
         """The forward of some rows."""
-        canvas, index = self.schedule.canvas, torch.tensor(rows, device=self.model.device)
+        canvas, device = self.schedule.canvas, self.model.device
+        everyone = len(rows) == len(plan.counts)
+        index = torch.arange(len(rows), device=device) if everyone else transfer.put(rows, device)
         drafts = self.drafts.canvases(canvas, index, max(plan.drafts[row] for row in rows))
         return plan.batch(rows, index, drafts, canvas.lengths[index], whole=self.hooks is not None)
 
@@ -185,8 +172,7 @@ class Run:
             # A block sees nothing behind itself, so that nothing behind the last computed one is read from the store.
             facts["ends"] = ((columns | step_columns) * pairs).amax(1)
         told = dict(zip(facts, torch.stack([*facts.values()]).tolist(), strict=True))
-        self.measure(told.get("steps"))
-        self.look(told)
+        self.note(told)
         for slot, done in enumerate(told["done"]):
             self.check(slot, bool(told["broken"][slot]), 0 if done else told["undecided"][slot])
         if any(told["done"]):
@@ -220,7 +206,7 @@ class Run:
         taken, keep = self.schedule.release(done)
         for slot in taken:
             self.drafts.forget(slot)
-            self.watch.admit(self.schedule.slots[slot])
+            self.accounts.watch.admit(self.schedule.slots[slot])
         for state in self.states:
             for slot in taken:
                 state.admit(slot)
@@ -250,34 +236,15 @@ class Run:
         alone = entered | (to_the_end & (columns != step_columns).any(1))
         return step_columns, n_drafts.masked_fill(alone, 1)
 
-    def measure(self, steps: list[int] | None) -> None:
-        """Note how far the last forwards brought the rows in flight, and what they cost. steps: None without drafts."""
-        before, counts = self.seconds, self.counts["steps"]
-        self.seconds = time.perf_counter() - self.began  # what was read is finished, on a GPU too
-        more = []
-        for slot, request in enumerate(self.schedule.slots):
-            now = steps[slot] if steps else self.counts["nfe"][request]
-            more.append(now - counts[request] - 1)
-            counts[request] = now
+    def note(self, told: dict[str, list[int]]) -> None:
+        """Note how far the last forwards brought the rows in flight, and what they cost."""
+        accounts, slots, before = self.accounts, self.schedule.slots, self.accounts.seconds
+        more = accounts.progress(slots, told.get("steps"))
+        # What may be masked again does not stand before its block is decided.
+        accounts.look(slots, told, border="starts" if self.needs.revoking else "first")
         plan, self.last = self.last, None
         if self.pace and plan:
-            self.pace.observe(plan, more, len(together(self.widths(plan))), self.seconds - before)
-
-    def look(self, told: dict[str, list[int]]) -> None:
-        """Note how much of each answer is decided, and how much of that, from its left, stands for good."""
-        shown, decoding = [], True
-        for slot, request in enumerate(self.schedule.slots):
-            asked, mask_id = self.schedule.requests[request], self.schedule.canvas.mask_id
-            n, forwards = len(asked.prompt), self.counts["nfe"][request]
-            self.counts["committed"][request] = (
-                asked.answer[: told["lengths"][slot] - n].count(mask_id) - told["undecided"][slot]
-            )
-            # What may be masked again does not stand before its block is decided.
-            border = told["starts" if self.needs.revoking else "first"][slot]
-            stands = asked.answer if told["done"][slot] else asked.answer[: border - n]
-            shown.append((request, stands.count(mask_id) if forwards else 0))
-            decoding &= forwards > 1
-        self.watch.see(self.seconds, shown, decoding)
+            self.pace.observe(plan, more, len(together(self.widths(plan))), accounts.seconds - before)
 
     @property
     def pairs(self) -> Int[Tensor, "R L"]:
@@ -295,21 +262,18 @@ class Run:
     def check(self, slot: int, broken: bool, left: int) -> None:
         """Raise if a row cannot go on: the model returned NaN, or its masks do not become fewer."""
         request = self.schedule.slots[slot]
+        asked, nfe = self.schedule.requests[request], self.accounts.counts["nfe"][request]
         if broken:
             raise DllmError(
                 f"the model returned NaN logits for prompt {request} at step {int(self.schedule.rows.step[slot])}; "
                 f"check the weights, or run in a wider dtype than {self.model.dtype}."
             )
         if self.hooks is None:
-            most = (1 + self.needs.renoises) * len(self.schedule.requests[request].answer)
-            idle = self.counts["nfe"][request] > most if self.needs.renoises else left > self.schedule.budget[slot]
-            if idle:
+            most = (1 + self.needs.renoises) * len(asked.answer)
+            if nfe > most if self.needs.renoises else left > self.schedule.budget[slot]:
                 raise RuntimeError(f"{self.sampler} revealed nothing in a step of prompt {request}.")
-        elif self.counts["nfe"][request] > PATIENCE * len(self.schedule.requests[request].answer):
-            raise DllmError(
-                f"prompt {request} is not decided after {self.counts['nfe'][request]} forwards; "
-                "a hook seems to mask all again."
-            )
+        elif nfe > PATIENCE * len(asked.answer):
+            raise DllmError(f"prompt {request} is not decided after {nfe} forwards; a hook seems to mask all again.")
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float[Tensor, "B N W V"]:
@@ -317,33 +281,18 @@ class Run:
 
         The logits of the batch's span in every draft; with shadows theirs stand behind the span.
         """
-        settings, canvas, plan = self.settings, self.schedule.canvas, batch.plan
+        settings, canvas = self.settings, self.schedule.canvas
         shadow = canvas.mask_id if self.needs.shadows else None
         batch = replace(batch, drafts=shown(batch.drafts, canvas.mask_id))
-        began = time.perf_counter()
-        logits, repaired = forward(self.model, self.states[0], batch, shadow)
-        parts = [repaired]
-        if settings.cfg_scale > 0:
-            blind = unconditional(batch, ~canvas.open[batch.index], canvas.mask_id)
-            without, twins = forward(self.model, self.states[1], blind, shadow)
-            logits = without + (settings.cfg_scale + 1) * (logits - without)
-            parts.append(twins)
-        self.forward_seconds += time.perf_counter() - began
-        self.forwards += 1
-        for row in batch.rows:
-            request, shadows = self.schedule.slots[row], plan.widths[row] if self.needs.shadows else 0
-            counts, length = self.counts, plan.lengths[row]
-            width = length if self.hooks else plan.predicted(row)
-            counts["nfe"][request] += 1
-            counts["rows"][request] += (plan.work(row) + shadows) * len(self.states)
-            counts["predicted"][request] += (plan.drafts[row] * width + shadows) * len(self.states)
-            counts["attended"][request] += (plan.pairs(row) + shadows * length) * len(self.states)
-            counts["columns"][request] += (plan.drafts[row] * length + shadows) * len(self.states)
-            counts["refreshes"][request] += plan.counts[row] == length or any(row in part for part in parts)
-            counts["drafted"][request] += plan.drafts[row] - 1
-            again = sum(part.get(row, 0) for part in parts) * (length - plan.counts[row])
-            self.repaired["rows"][request] += again
-            self.repaired["attended"][request] += again * length
+        with self.accounts.forwarding():
+            logits, repaired = forward(self.model, self.states[0], batch, shadow, self.graphs)
+            parts = [repaired]
+            if settings.cfg_scale > 0:
+                blind = unconditional(batch, ~canvas.open[batch.index], canvas.mask_id)
+                without, twins = forward(self.model, self.states[1], blind, shadow, self.graphs)
+                logits = without + (settings.cfg_scale + 1) * (logits - without)
+                parts.append(twins)
+        self.accounts.ran(batch, self.schedule.slots, parts, self.needs.shadows, whole=self.hooks is not None)
         if self.hooks:
             logits = self.hooks.see_logits(
                 self.schedule.rows.step[batch.index], batch.drafts[:, 0], batch.lengths, logits[:, 0]
@@ -445,9 +394,9 @@ class Run:
             schedule.rows.block_step[index] += 1
         else:
             self.look_ahead(batch, made)
-        requests, seconds = [schedule.slots[row] for row in batch.rows], time.perf_counter() - self.began
+        requests, seconds = [schedule.slots[row] for row in batch.rows], self.accounts.elapsed
         told = (made.before, made.after, p.tokens, made.confidence)
-        step = Step(self.forwards - 1, requests, p.span, *told, seconds, p.mask_id)
+        step = Step(self.accounts.forwards - 1, requests, p.span, *told, seconds, p.mask_id)
         for observer in self.observers:
             observer(step)
         if self.hooks:
@@ -466,14 +415,8 @@ class Run:
         if batch.place is not None:
             p, current = p.of_columns(batch.place, batch.scope), current.gather(1, batch.place)
         n = min(self.pace.drafts, self.n_drafts) if self.pace else self.n_drafts
-        began = time.perf_counter()
-        self.drafts.make(self.sampler, p, current, now, self.schedule.canvas, batch.index, n)
-        self.draft_seconds += time.perf_counter() - began
-
-    def computed(self, name: str) -> list[int]:
-        """ "rows" or "attended" of each request over all layers; what some layers computed counts by their share."""
-        shares = (round(n / max(1, self.spec.n_layers)) for n in self.repaired[name])
-        return [count + share for count, share in zip(self.counts[name], shares, strict=True)]
+        with self.accounts.drafting():
+            self.drafts.make(self.sampler, p, current, now, self.schedule.canvas, batch.index, n)
 
     @property
     def lossless(self) -> str:
@@ -483,29 +426,21 @@ class Run:
 
     def result(self) -> Generation:
         """What was generated. Raises RuntimeError while rows are still in progress."""
-        requests, finished, counts = self.schedule.requests, self.schedule.finished, dict(self.counts)
+        requests, finished = self.schedule.requests, self.schedule.finished
         if len(finished) < len(requests):
             raise RuntimeError(f"{len(finished)} of {len(requests)} rows are finished; take all steps first.")
-        rows, predicted, attended = self.computed("rows"), counts.pop("predicted"), self.computed("attended")
-        del counts["attended"]
-        operations = [*map(partial(flops, self.spec), rows, predicted, attended)]
         return Generation.of(
             requests,
             [finished[i] for i in range(len(requests))],
             model=self.model,
             mask_id=self.schedule.canvas.mask_id,
             stop=self.settings.stop,
-            counts=counts | {"rows": rows, "flops": operations},
-            watch=self.watch,
             kv_bytes=self.kv_bytes,
             peak_bytes=peak_bytes(self.model.device, weight_bytes(self.model) + self.kv_bytes),
             draft_forwards=0,
             draft_rows=0,
             draft_flops=0,
-            draft_seconds=self.draft_seconds,
             lossless=self.lossless,
-            forwards=self.forwards,
-            seconds=self.seconds,
-            forward_seconds=self.forward_seconds,
             seed=self.settings.noise_seed,
+            **self.accounts.told(),
         )

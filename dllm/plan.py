@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.canvas import Span
 
 
@@ -84,8 +85,8 @@ class Plan:
         elif any(self.to_the_end[row] for row in rows):
             n = scope.columns.shape[1]
             width = max(n, *(self.lengths[row] - self.starts[row] for row in rows if self.to_the_end[row]))
-            far = torch.tensor([[bool(self.to_the_end[row])] for row in rows], device=index.device)
-            begin = torch.tensor([self.starts[row] for row in rows], device=index.device)
+            told = transfer.put([[self.to_the_end[row], self.starts[row]] for row in rows], index.device)
+            far, begin = told[:, :1] > 0, told[:, 1]
             column, ahead = torch.arange(width, device=index.device), Span.between(begin, stop, width)
             near = Span(scope.columns[:, column.clamp(max=n - 1)], F.pad(scope.valid, (0, width - n)))
             span = Span(torch.where(far, ahead.columns, near.columns), torch.where(far, ahead.valid, near.valid))

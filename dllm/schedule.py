@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.canvas import NOISE, Canvas, Span, undecided
 from dllm.generation import Request
 from dllm.noise import Key
@@ -15,17 +16,22 @@ from dllm.samplers.base import Sampler
 from dllm.settings import Settings
 from dllm.spec import ModelSpec
 
+MOST = 1 << 17
+"""Columns of one forward, padding included. Besides weights and store LLaDA-8B takes 14 GiB for so many in bfloat16;
+more would not run faster."""
 
-def together(counts: Sequence[int]) -> list[list[int]]:
+
+def together(counts: Sequence[int], most: int = MOST) -> list[list[int]]:
     """Group rows that compute similar numbers of columns, the largest first.
 
     A refresh computes a whole canvas and a window step a few columns; in one forward the latter would be padded to the
-    former. A row joins a group if it fills at least half of the group's width. Returns positions in `counts`, ascending
-    within a group.
+    former. A row joins a group if it fills at least half of the group's width, and if that has no more than `most`
+    columns then. Returns positions in `counts`, ascending within a group.
     """
     groups: list[list[int]] = []
     for row in sorted(range(len(counts)), key=lambda r: -counts[r]):
-        if groups and 2 * counts[row] >= counts[groups[-1][0]]:
+        width = counts[groups[-1][0]] if groups else 0
+        if groups and 2 * counts[row] >= width and (len(groups[-1]) + 1) * width <= most:
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -163,18 +169,21 @@ class Schedule:
         request = self.requests[index]
         n = len(request.prompt)
         canvas.tokens[slot], canvas.open[slot] = self.fill, False
-        canvas.tokens[slot, : request.length] = torch.tensor([*request.prompt, *request.answer], device=self.device)
+        canvas.tokens[slot, : request.length] = transfer.put([*request.prompt, *request.answer], self.device)
         canvas.open[slot, n : request.length] = undecided(canvas.tokens[slot, n : request.length], canvas.mask_id)
-        canvas.prompt_lengths[slot], canvas.lengths[slot] = n, request.length
-        canvas.free_from[slot] = n + request.free(canvas.mask_id)
-        rows.key[slot], rows.step[slot], rows.block_start[slot] = request.key, 0, -1
+        self.write(slot, prompt_lengths=n, lengths=request.length, free_from=n + request.free(canvas.mask_id))
+        self.write(slot, key=request.key, step=0, block_start=-1)
         if canvas.mask_id == NOISE:
             key = Key(self.settings.noise_seed, rows.key[slot : slot + 1])
             noise = ~key.tokens(canvas.columns[None], self.vocab_size)[0]
             canvas.tokens[slot] = torch.where(canvas.open[slot], noise, canvas.tokens[slot])
-        rows.steps[slot] = self.settings.steps or len(request.answer)
-        rows.next_steps[slot], self.known[slot] = 0, (-1, 0)
-        self.slots[slot], self.budget[slot] = index, len(request.answer)
+        self.write(slot, steps=self.settings.steps or len(request.answer), next_steps=0)
+        self.known[slot], self.slots[slot], self.budget[slot] = (-1, 0), index, len(request.answer)
+
+    def write(self, slot: int, **numbers: int) -> None:
+        """Give these fields of a row of the canvas, or counters of it, new values."""
+        for name, number in numbers.items():
+            transfer.write(getattr(self.rows if hasattr(self.rows, name) else self.canvas, name), slot, number)
 
     def position(self) -> Position:
         """Find every row's block, and whether it is done: nothing masked, or nothing before an end of text."""
@@ -208,19 +217,20 @@ class Schedule:
 
     def enter(self, slot: int, start: int, masked: int) -> None:
         """A row has come to the block at column `start`."""
-        rows = self.rows
-        rows.block_start[slot], rows.block_stop[slot], rows.block_step[slot] = start, self.stop(slot, start), 0
-        rows.block_steps[slot], rows.next_steps[slot] = self.plan(slot, start, masked, rows.quotas), 0
+        share = self.plan(slot, start, masked, self.rows.quotas)
+        self.write(slot, block_start=start, block_stop=self.stop(slot, start), block_step=0)
+        self.write(slot, block_steps=share, next_steps=0)
 
     def foresee(self, slot: int, start: int, masked: int) -> None:
         """What comes behind the block at column `start`: another one, with so many masks, if any."""
         if self.known[slot] == (start, masked):
             return
-        self.known[slot], self.rows.next_steps[slot] = (start, masked), 0
+        self.known[slot], share = (start, masked), 0
         if masked:
             begin = self.stop(slot, start)
-            self.rows.next_stop[slot] = self.stop(slot, begin)
-            self.rows.next_steps[slot] = self.plan(slot, begin, masked, self.rows.next_quotas)
+            self.write(slot, next_stop=self.stop(slot, begin))
+            share = self.plan(slot, begin, masked, self.rows.next_quotas)
+        self.write(slot, next_steps=share)
 
     def plan(self, slot: int, start: int, masked: int, quotas: Int[Tensor, "R T"]) -> int:
         """A block's share of the steps by columns, at least one, and the quota of each of them."""
@@ -231,7 +241,7 @@ class Schedule:
         share = max(1, end * steps // total - begin * steps // total)
         found = self.sampler.quotas(masked, share)
         quotas[slot] = 1
-        quotas[slot, : len(found)] = torch.tensor(found, device=self.device)
+        quotas[slot, : len(found)] = transfer.put(found, self.device)
         return share
 
     def release(self, done: Sequence[int]) -> tuple[list[int], Int[Tensor, " R"] | None]:
@@ -249,8 +259,10 @@ class Schedule:
                 gone.add(slot)
         if not gone:
             return taken, None
-        left = [slot for slot in range(len(self.slots)) if slot not in gone]
-        keep = torch.tensor(left, dtype=torch.long, device=self.device)
+        # The last rows move into the gaps, so that few rows of a store are copied.
+        n, moving = len(self.slots) - len(gone), [slot for slot in range(len(self.slots)) if slot not in gone]
+        left = [moving.pop() if slot in gone else slot for slot in range(n)]
+        keep = transfer.put(left, self.device)
         self.canvas.keep_only(keep)
         self.rows = self.rows[keep]
         self.slots, self.budget = [self.slots[s] for s in left], [self.budget[s] for s in left]

@@ -93,7 +93,7 @@ def test_the_warm_up_is_short_and_not_counted(opened, monkeypatch):
     monkeypatch.setattr(compare, "stream", lambda *a, **k: runs.append(dllm.stream(*a, **k)) or runs[-1])
     got = measure(opened, asked, "static", "none", **SIZES, eos_early_stop=False)
     warm_up, run = runs
-    assert warm_up.forwards == 8 < run.forwards and got.totals.nfe == 12 * 3
+    assert warm_up.accounts.forwards == 8 < run.accounts.forwards and got.totals.nfe == 12 * 3
     assert not {tuple(r.prompt) for r in warm_up.requests} & {tuple(r.prompt) for r in run.requests}
 
 

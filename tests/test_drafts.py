@@ -155,8 +155,8 @@ def test_drafts_of_one_forward_are_not_seen_by_each_other(tiny, monkeypatch, cac
     model, seen = tiny(logits_shift=1, **cases.served(cache)), []
     run = stream(model, cases.PROMPTS, "random", cache, drafts=n, seed=0, **cases.SHAPE)
 
-    def spy(model, state, batch, shadow=None):
-        got, repaired = forward(model, state, batch, shadow)
+    def spy(model, state, batch, *more):
+        got, repaired = forward(model, state, batch, *more)
         after = state.keys, state.values, state.anchor, state.age
         plan = replace(batch.plan, columns=batch.plan.step_columns, counts=batch.plan.step_counts)
         for i, row in enumerate(batch.rows):

@@ -1,19 +1,20 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
 api, compat, infill, streamer, verify, loading, cli, evaluate, filters ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
-       metrics, trace, spec
-drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
-plan ──► canvas                            pace ──► plan
+engine ──► accounts, samplers, cache, generation, settings, schedule, plan, forward, graphs, drafts, pace, propose,
+       hooks, metrics, trace, spec
+drafts ──► samplers, schedule, canvas      forward ──► graphs, cache, plan, spec, canvas
+plan ──► canvas                            pace ──► plan          graphs ──► cache, spec, canvas
 schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
 samplers ──► canvas, noise, options        cache ──► canvas, spec, options, kernels
 models ──► canvas, spec, kernels           kernels ──► nothing
 hooks ──► canvas                           fingerprint ──► spec
-speculate ──► cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
+speculate ──► accounts, cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
+accounts ──► generation, metrics, plan, spec
 causal ──► speculate, generation, models, settings, trace, spec
 generation ──► metrics, spec, noise        settings ──► spec, canvas                      trace, spec ──► canvas
 metrics ──► spec
-options ──► errors                         canvas, noise, errors ──► nothing
+options ──► errors                         canvas, noise, errors, transfer ──► nothing
 """
 
 import ast
@@ -28,7 +29,7 @@ from dllm.samplers import SAMPLERS
 from dllm.speculate import DRAFTERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "kernels": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "kernels": set(), "transfer": set()}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -39,17 +40,20 @@ MAY_IMPORT = {
     "generation": {"metrics", "spec", "noise", "errors"},
     "hooks": {"canvas", "errors"},
     "fingerprint": {"spec", "errors"},
-    "plan": {"canvas"},
+    "plan": {"canvas", "transfer"},
     "pace": {"plan"},
-    "forward": {"cache", "canvas", "plan", "spec"},
-    "drafts": {"canvas", "samplers", "schedule"},
+    "accounts": {"generation", "metrics", "plan", "spec"},
+    "graphs": {"cache", "canvas", "spec"},
+    "forward": {"cache", "canvas", "graphs", "plan", "spec", "transfer"},
+    "drafts": {"canvas", "samplers", "schedule", "transfer"},
     "propose": {"samplers", "noise", "settings"},
-    "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec"},
+    "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec", "transfer"},
     "samplers": {"canvas", "noise", "options", "errors"},
-    "cache": {"canvas", "kernels", "spec", "options", "errors"},
+    "cache": {"canvas", "kernels", "spec", "options", "errors", "transfer"},
     "models": {"canvas", "kernels", "spec", "errors"},
     "speculate": {
         *(
+            "accounts",
             "cache",
             "canvas",
             "errors",
@@ -67,6 +71,7 @@ MAY_IMPORT = {
     "causal": {"errors", "generation", "models", "settings", "spec", "speculate", "trace"},
     "engine": {
         *(
+            "accounts",
             "cache",
             "samplers",
             "canvas",
@@ -74,6 +79,7 @@ MAY_IMPORT = {
             "errors",
             "forward",
             "generation",
+            "graphs",
             "hooks",
             "metrics",
             "noise",
@@ -81,7 +87,7 @@ MAY_IMPORT = {
             "plan",
             "propose",
         ),
-        *("schedule", "settings", "spec", "trace"),
+        *("schedule", "settings", "spec", "trace", "transfer"),
     },
 }
 """Part of the package -> the parts it may import, at the top of a file or inside a function. Other parts are on top."""

@@ -85,7 +85,7 @@ def test_text_is_not_markup(run, quiet):
 
 
 def test_the_clock_of_the_run_stands_still_while_a_step_is_drawn_and_waits(run, quiet):
-    began, at = run.began, []
+    began, at = run.accounts.began, []
     with LiveView(run, quiet, pace=0.02) as view:
         for step in run:
             at.append(step.seconds)

@@ -169,8 +169,8 @@ def test_a_token_that_may_be_taken_back_does_not_stand(model):
     run = dllm.stream(model, [3, 1, 4], "wino:threshold=0.3,threshold_back=0.3", "none", **SHAPE)
     shown = []
     for _ in run:
-        shown.append(run.watch.shown[0])
-    assert all(n % 4 == 0 for n in shown) and run.watch.shown[0] >= 4  # whole blocks
+        shown.append(run.accounts.watch.shown[0])
+    assert all(n % 4 == 0 for n in shown) and run.accounts.watch.shown[0] >= 4  # whole blocks
 
 
 def test_waiting_for_a_place_does_not_count(causal):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.canvas import Canvas, Span
 from dllm.kernels.attention import Attended, Side
 from dllm.kernels.attention import attention as stored_attention
@@ -82,7 +83,7 @@ class View:
         """Where the columns of `span` stand among the rows. Raises ValueError if one of them is not computed."""
         index = torch.searchsorted(self.rows, span.columns).clamp_(max=self.rows.shape[1] - 1)
         # On a GPU this check would stall the queue of kernels; the plan of every cache contains its window.
-        if self.rows.device.type == "cpu" and not torch.equal(self.rows.gather(1, index), span.columns):
+        if transfer.near(self.rows.device) and not torch.equal(self.rows.gather(1, index), span.columns):
             raise ValueError(
                 f"the view computes the columns {self.rows.tolist()}, which lack some of {span.columns.tolist()}; "
                 "a cache's plan must contain the whole window."
@@ -308,10 +309,15 @@ class CacheState(Store):
 
     def admit(self, slot: int) -> None:
         """Another prompt has taken the row: nothing stored for it is valid."""
-        self.block[slot], self.anchor[slot] = -1, -2
+        transfer.write(self.block, slot, -1)
+        transfer.write(self.anchor, slot, -2)
 
     def retire(self, keep: Int[Tensor, " R"]) -> None:
-        """Only these rows go on, in this order."""
-        for layer in range(len(self.keys)):  # one at a time, so that not all of the store stands twice
-            self.keys[layer], self.values[layer] = self.keys[layer][keep], self.values[layer][keep]
+        """Only these rows go on, in this order. A row may only move to the left, past rows that are gone."""
+        moves = [(to, row) for to, row in enumerate(keep.tolist()) if to != row]
+        for kept in (self.keys, self.values):
+            for layer, stored in enumerate(kept):
+                for to, row in moves:
+                    stored[to] = stored[row]
+                kept[layer] = stored[: len(keep)]  # the memory stays where it is: recorded steps write to it
         self.block, self.anchor, self.age = self.block[keep], self.anchor[keep], self.age[keep]

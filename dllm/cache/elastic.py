@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dllm import transfer
 from dllm.cache.base import Cache, CacheState, StoredView, View, attention, full_view
 from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities, similarity, weighted
@@ -116,7 +117,7 @@ class ElasticView(StoredView):
 
     def layers(self, n: int) -> Iterable[int]:
         for layer in range(self.first, n):
-            if self.rows.device.type == "cpu" and bool((self.refresh_from < layer).all()):
+            if transfer.near(self.rows.device) and bool((self.refresh_from < layer).all()):
                 return
             yield layer
 
@@ -208,7 +209,7 @@ class ElasticView(StoredView):
         first, n = self.refresh_from.tolist(), self.state.spec.n_layers  # the forward's one wait for the device
         for layer in sorted({*first} - {n}):
             part = [row for row, found in enumerate(first) if found == layer]
-            lengths, index = [self.ends[row] for row in part], torch.tensor(part, device=self.rows.device)
+            lengths, index = [self.ends[row] for row in part], transfer.put(part, self.rows.device)
             rows = full_view(self.state.spec, lengths, self.rows.device).rows
             yield (
                 part,

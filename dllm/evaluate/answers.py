@@ -216,8 +216,9 @@ def answers(model: Model, asked: Mapping[int, Question], method: Method | Causal
 def answer_of(run: Run | CausalRun, index: int, prompt: str, rows: range) -> Answer:
     """The answer to a question whose rows are finished."""
     texts, lengths, generated = zip(*(text_of(run, row, run.settings.stop) for row in rows), strict=True)
-    sums = {name: sum(run.counts[name][row] for row in rows) for name in ("nfe", "prefills", "committed", "rows")}
-    decoded = [run.watch.decode_tokens(row, n) for row, n in zip(rows, generated, strict=True)]
+    accounts = run.accounts
+    sums = {name: sum(accounts.counts[name][row] for row in rows) for name in ("nfe", "prefills", "committed", "rows")}
+    decoded = [accounts.watch.decode_tokens(row, n) for row, n in zip(rows, generated, strict=True)]
     return Answer(
         index=index,
         prompt=prompt,
@@ -227,11 +228,11 @@ def answer_of(run: Run | CausalRun, index: int, prompt: str, rows: range) -> Ans
         generated_tokens=sum(generated),
         canvas_tokens=sum(len(run.finished[row]) for row in rows),
         decode_tokens=sum(decoded),
-        first_seconds=sum(run.watch.first_seconds[row] for row in rows),
-        seconds=run.seconds,
-        decode_seconds=run.watch.decode_seconds,
-        draft_seconds=run.draft_seconds,
-        forwards=run.forwards,
+        first_seconds=sum(accounts.watch.first_seconds[row] for row in rows),
+        seconds=accounts.seconds,
+        decode_seconds=accounts.watch.decode_seconds,
+        draft_seconds=accounts.draft_seconds,
+        forwards=accounts.forwards,
     )
 
 

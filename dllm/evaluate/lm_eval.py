@@ -167,12 +167,12 @@ class DiffusionLM(LM):  # type: ignore[misc]  # the harness has no types
         for _ in chain(run, [None]):  # the last rows are recorded when the run ends
             for index in sorted(run.schedule.finished.keys() - told):
                 told.add(index)
-                yield jobs[index], self.reply(jobs[index], run, index), run.seconds
+                yield jobs[index], self.reply(jobs[index], run, index), run.accounts.seconds
 
     def reply(self, job: Job, run: dllm.Run, index: int) -> Reply:
         """What a run has decoded for one job."""
         text, n, generated = text_of(run, index, [*job.until, *run.settings.stop])
-        return Reply(text, n, len(run.finished[index]), run.counts["nfe"][index], generated)
+        return Reply(text, n, len(run.finished[index]), run.accounts.counts["nfe"][index], generated)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """LLaDA's Monte-Carlo estimate of each continuation's log-likelihood, and whether it is the greedy one."""

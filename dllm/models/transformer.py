@@ -107,11 +107,16 @@ class Transformer(nn.Module):
         return self.embed.weight.dtype
 
     def forward(self, tokens: Int[Tensor, "B L"], view: Any, span: Span) -> Float[Tensor, "B W V"]:
+        logits: Tensor = self.head(self.hidden(tokens, view, span))
+        return logits
+
+    def hidden(self, tokens: Int[Tensor, "B L"], view: Any, span: Span) -> Float[Tensor, "B W C"]:
+        """What the head makes the logits of the span from."""
         by = rotation(self.spec, view.positions, self.dtype)
         h = self.states(tokens.gather(1, view.rows), view, by)
-        h = h.gather(1, view.find(self.spec.predictors(span))[..., None].expand(-1, -1, h.shape[-1]))  # (B, W, C)
-        logits: Tensor = self.head(self.norm(h))
-        return logits
+        h = h.gather(1, view.find(self.spec.predictors(span))[..., None].expand(-1, -1, h.shape[-1]))
+        out: Tensor = self.norm(h)
+        return out
 
     def rotation(self, length: int) -> Rotation:
         """The tables of the columns 0 .. length - 1, for one row."""

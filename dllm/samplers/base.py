@@ -82,7 +82,7 @@ class Recall:
             self.kept[name] = made, torch.zeros(places, dtype=torch.bool, device=value.device)
         kept, known = self.kept[name]
         known[self.rows] &= ~(self.fresh[:, None] if value.ndim > 1 else self.fresh)
-        kept[self.at(value)], known[self.at(value)] = value, True
+        kept[self.at(value)], known[self.at(value)] = value, known.new_ones(())  # True would be sent, and waited for
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ tree, its root included, P tokens of the longest prompt, V vocabulary, C hidden,
 most.
 """
 
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dllm.accounts import Accounts
 from dllm.cache.causal import CausalStore
 from dllm.canvas import Span
 from dllm.errors import DllmError
 from dllm.generation import Generation, Request
-from dllm.metrics import EXACT, Watch, begin_peak, flops, peak_bytes, weight_bytes
+from dllm.metrics import EXACT, begin_peak, flops, peak_bytes, weight_bytes
 from dllm.models.transformer import Transformer
 from dllm.schedule import together
 from dllm.settings import Settings
@@ -61,10 +61,6 @@ class CausalRun:
         self.model, self.spec, self.requests = model, model.spec, list(requests)
         self.drafter, self.rule, self.settings, self.observers = drafter, rule, settings, observers
         begin_peak(model.device)
-        self.seconds, self.forward_seconds, self.draft_seconds, self.forwards = 0.0, 0.0, 0.0, 0
-        names = ("nfe", "prefills", "rows", "predicted", "attended", "columns", "refreshes", "steps", "drafted")
-        self.counts = {name: [0] * len(requests) for name in (*names, "committed")}
-        """Of every request, as `Generation` and `dllm.metrics.flops` tell them."""
         self.waiting = deque(range(len(requests)))
         self.rows: list[Row] = []
         """The rows in flight, by their slots."""
@@ -78,7 +74,7 @@ class CausalRun:
         if drafter is not None:
             self.drafting = drafter.start(Context(model, self.choose, rule.coupled, most, longest))
         # Opening a draft model is no part of decoding.
-        self.began, self.watch = time.perf_counter(), Watch(len(requests))
+        self.accounts = Accounts(model.spec, len(requests))
 
     @property
     def method(self) -> str:
@@ -92,9 +88,8 @@ class CausalRun:
 
     def __iter__(self) -> Iterator[Step]:
         for emitted in self.emissions():
-            given = time.perf_counter()
-            yield self.tell(emitted)
-            self.began += time.perf_counter() - given  # the clock stands still while the caller has the step
+            with self.accounts.paused():
+                yield self.tell(emitted)
 
     def finish(self) -> Generation:
         """Take all steps; what nobody observes is not told."""
@@ -123,9 +118,7 @@ class CausalRun:
 
     def seen(self, emitted: Emitted, decoding: bool) -> Emitted:
         """Note when the tokens of a forward stood. decoding: no row met its prompt in it."""
-        self.seconds = time.perf_counter() - self.began
-        shown = [(row.request, len(row.tokens) - row.prompt_length) for row in emitted.rows]
-        self.watch.see(self.seconds, shown, decoding)
+        self.accounts.see([(row.request, len(row.tokens) - row.prompt_length) for row in emitted.rows], decoding)
         return emitted
 
     def admit(self) -> list[list[Row]]:
@@ -138,27 +131,26 @@ class CausalRun:
     def enter(self, index: int, request: Request) -> Row:
         """A row for a request, in the next slot."""
         prompt = list(request.prompt)
-        self.watch.admit(index)
+        self.accounts.watch.admit(index)
         self.rows.append(Row(index, self.store.enter(), prompt, len(prompt), request.key, request.length))
         return self.rows[-1]
 
     @torch.no_grad()
     def begin(self, rows: list[Row]) -> Emitted:
         """Compute the prompts of new rows and choose their first tokens."""
-        began, model = time.perf_counter(), self.model
+        model = self.model
         lengths = [row.prompt_length for row in rows]
         tokens = [row.tokens + [0] * (max(lengths) - len(row.tokens)) for row in rows]
-        states = self.store.begin([row.slot for row in rows], torch.tensor(tokens, device=model.device))
         ends = [n - 1 for n in lengths]
-        logits = model.head(model.norm(states[range(len(rows)), ends][:, None]))  # (B, 1, V)
-        self.forward_seconds += time.perf_counter() - began
+        with self.accounts.forwarding():
+            states = self.store.begin([row.slot for row in rows], torch.tensor(tokens, device=model.device))
+            logits = model.head(model.norm(states[range(len(rows)), ends][:, None]))  # (B, 1, V)
         self.count(rows, lengths, lengths, [0] * len(rows), [n * (n + 1) // 2 for n in lengths])
         chosen = self.choose(logits, [row.key for row in rows], ends).tolist()
         everywhere = self.drafter is not None and self.drafter.prompt_logits
         for row in rows:
-            for name in ("refreshes", "prefills", "committed"):
-                self.counts[name][row.request] += 1
-            self.counts["predicted"][row.request] += row.prompt_length if everywhere else 1
+            predicted = row.prompt_length if everywhere else 1
+            self.accounts.add(row.request, refreshes=1, prefills=1, committed=1, predicted=predicted)
         new = [self.emit(row, first) for row, first in zip(rows, chosen, strict=True)]
         self.introduce(rows, states)
         return Emitted(rows, new, [[0]] * len(rows), logits, [len(row.tokens) for row in rows])
@@ -167,24 +159,23 @@ class CausalRun:
         """Tell the drafter of new rows, and what it wants to know of their prompts."""
         if self.drafting is None or self.drafter is None:
             return
-        began, wants = time.perf_counter(), self.drafter
-        for row, computed in zip(rows, states, strict=True):
-            known = self.model.norm(computed[: row.prompt_length]) if wants.hidden or wants.prompt_logits else None
-            logits = self.model.head(known) if wants.prompt_logits else None
-            self.drafting.begin(row, logits, known if wants.hidden else None)
-        self.draft_seconds += time.perf_counter() - began
+        wants = self.drafter
+        with self.accounts.drafting():
+            for row, computed in zip(rows, states, strict=True):
+                known = self.model.norm(computed[: row.prompt_length]) if wants.hidden or wants.prompt_logits else None
+                logits = self.model.head(known) if wants.prompt_logits else None
+                self.drafting.begin(row, logits, known if wants.hidden else None)
 
     @torch.no_grad()
     def verify(self) -> Emitted:
         """Draft for all rows in flight, verify the trees in one forward, and emit what is accepted."""
         rows = list(self.rows)
         trees = self.draft(rows)
-        began = time.perf_counter()
         starts = [len(row.tokens) - 1 for row in rows]
-        nodes = Nodes.of([row.tokens[-1] for row in rows], starts, trees, self.model.device)
-        hidden = self.model.norm(self.store.extend(starts, nodes.tokens, nodes.depth, nodes.ancestors))
-        logits = self.model.head(hidden)
-        self.forward_seconds += time.perf_counter() - began
+        with self.accounts.forwarding():
+            nodes = Nodes.of([row.tokens[-1] for row in rows], starts, trees, self.model.device)
+            hidden = self.model.norm(self.store.extend(starts, nodes.tokens, nodes.depth, nodes.ancestors))
+            logits = self.model.head(hidden)
         verdict = self.judge(nodes, logits, [row.key for row in rows])
         walks = [tree.walk(accepted, chosen) for tree, chosen, accepted in zip(trees, *verdict, strict=True)]
         self.count_trees(rows, starts, trees, [len(tokens) for _, tokens in walks])
@@ -200,17 +191,15 @@ class CausalRun:
         """A tree for every row, without what lies beyond its end; empty ones where nothing drafts."""
         if self.drafting is None:
             return [PLAIN] * len(rows)
-        began = time.perf_counter()
-        trees = self.drafting.draft(rows)
+        with self.accounts.drafting():
+            trees = self.drafting.draft(rows)
         if len(trees) != len(rows):
             raise DllmError(f"{self.drafter} returned {len(trees)} trees for {len(rows)} rows; give one for each.")
         for token in (token for tree in trees for token in tree.tokens if not 0 <= token < self.spec.vocab_size):
             raise DllmError(
                 f"{self.drafter} drafted the token id {token}; the target's vocabulary has {self.spec.vocab_size}."
             )
-        fitting = [tree.upto(row.room) for tree, row in zip(trees, rows, strict=True)]
-        self.draft_seconds += time.perf_counter() - began
-        return fitting
+        return [tree.upto(row.room) for tree, row in zip(trees, rows, strict=True)]
 
     def judge(
         self, nodes: Nodes, logits: Float[Tensor, "B Q V"], keys: list[int]
@@ -244,11 +233,11 @@ class CausalRun:
         """Tell the drafter what became of its trees."""
         if self.drafting is None or self.drafter is None:
             return
-        began = time.perf_counter()
-        for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
-            n = 1 + len(tree)
-            self.drafting.observe(row, tree, logits[i, :n], hidden[i, :n] if self.drafter.hidden else None, paths[i])
-        self.draft_seconds += time.perf_counter() - began
+        wants = self.drafter
+        with self.accounts.drafting():
+            for i, (row, tree) in enumerate(zip(rows, trees, strict=True)):
+                n = 1 + len(tree)
+                self.drafting.observe(row, tree, logits[i, :n], hidden[i, :n] if wants.hidden else None, paths[i])
 
     def count_trees(self, rows: list[Row], starts: list[int], trees: list[Tree], committed: list[int]) -> None:
         """A forward that verified trees. starts: the roots' columns. committed: tokens that it gave each row."""
@@ -258,19 +247,17 @@ class CausalRun:
         pairs = [(c + 1) * (1 + len(tree)) + sum(tree.depths) for c, tree in zip(starts, trees, strict=True)]
         self.count(rows, [1 + n for n in sizes], columns, sizes, pairs)
         for row, n, given in zip(rows, sizes, committed, strict=True):
-            self.counts["predicted"][row.request] += 1 + n
-            self.counts["committed"][row.request] += given
+            self.accounts.add(row.request, predicted=1 + n, committed=given)
 
     def count(
         self, rows: list[Row], computed: list[int], columns: list[int], drafted: list[int], attended: list[int]
     ) -> None:
         """One forward: of each row the positions it computed, the columns that they could see, the drafted nodes, and
         the pairs of a position and a column that it saw."""
-        self.forwards += 1
-        for row, *counts in zip(rows, computed, columns, drafted, attended, strict=True):
-            self.counts["nfe"][row.request] += 1
-            for name, n in zip(("rows", "columns", "drafted", "attended"), counts, strict=True):
-                self.counts[name][row.request] += n
+        for row, *sizes in zip(rows, computed, columns, drafted, attended, strict=True):
+            self.accounts.add(
+                row.request, nfe=1, **dict(zip(("rows", "columns", "drafted", "attended"), sizes, strict=True))
+            )
 
     def emit(self, row: Row, tokens: list[int]) -> list[int]:
         """Add tokens to a row, up to its end of text, its limit or a stop string. Returns those that were added."""
@@ -286,7 +273,7 @@ class CausalRun:
         if over is not None:
             n -= over
             del row.tokens[len(row.tokens) - over :]
-        self.counts["steps"][row.request] += n
+        self.accounts.add(row.request, steps=n)
         if over is not None or row.tokens[-1] in self.eos or len(row.tokens) == row.limit:
             self.finished[row.request] = row.tokens[row.prompt_length :]
         return tokens[:n]
@@ -330,8 +317,8 @@ class CausalRun:
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         confidence = precise.softmax(-1).gather(-1, after.clamp(min=0)[..., None]).squeeze(-1)
         before = torch.full_like(after, UNDECIDED)
-        requests, seconds = [row.request for row in emitted.rows], time.perf_counter() - self.began
-        step = Step(self.forwards - 1, requests, span, before, after, after, confidence, seconds, UNDECIDED)
+        requests, seconds = [row.request for row in emitted.rows], self.accounts.elapsed
+        step = Step(self.accounts.forwards - 1, requests, span, before, after, after, confidence, seconds, UNDECIDED)
         for observer in self.observers:
             observer(step)
         return step
@@ -341,9 +328,7 @@ class CausalRun:
         if len(self.finished) < len(self.requests):
             done = len(self.finished)
             raise RuntimeError(f"{done} of {len(self.requests)} rows are finished; take all steps first.")
-        counts, drafts = dict(self.counts), self.drafting
-        rows, sizes = counts["rows"], (counts.pop("predicted"), counts.pop("attended"))
-        operations = [flops(self.spec, *n) for n in zip(rows, *sizes, strict=True)]
+        drafts = self.drafting
         network = drafts.model if drafts else None
         known = weight_bytes(self.model) + self.store.nbytes + (weight_bytes(network) if network else 0)
         return Generation.of(
@@ -352,17 +337,12 @@ class CausalRun:
             model=self.model,
             mask_id=UNDECIDED,
             stop=self.settings.stop,
-            counts=counts | {"flops": operations},
-            watch=self.watch,
             kv_bytes=self.store.nbytes,
             peak_bytes=peak_bytes(self.model.device, known),
             draft_forwards=drafts.forwards if drafts else 0,
             draft_rows=drafts.positions if drafts else 0,
             draft_flops=flops(network.spec, *2 * (drafts.positions,), 0) if drafts and network else 0,
-            draft_seconds=self.draft_seconds,
             lossless=self.rule.lossless if drafts else EXACT,
-            forwards=self.forwards,
-            seconds=self.seconds,
-            forward_seconds=self.forward_seconds,
             seed=self.settings.noise_seed,
+            **self.accounts.told(),
         )
