@@ -6,7 +6,8 @@ engine ──► samplers, cache, generation, settings, schedule, plan, forward,
 drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan
 schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
-samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
+samplers ──► canvas, noise, options        cache ──► canvas, spec, options, kernels
+models ──► canvas, spec, kernels           kernels ──► nothing
 hooks ──► canvas                           fingerprint ──► spec
 speculate ──► cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
 causal ──► speculate, generation, models, settings, trace, spec
@@ -27,7 +28,7 @@ from dllm.samplers import SAMPLERS
 from dllm.speculate import DRAFTERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "kernels": set()}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -45,8 +46,8 @@ MAY_IMPORT = {
     "propose": {"samplers", "noise", "settings"},
     "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec"},
     "samplers": {"canvas", "noise", "options", "errors"},
-    "cache": {"canvas", "spec", "options", "errors"},
-    "models": {"canvas", "spec", "errors"},
+    "cache": {"canvas", "kernels", "spec", "options", "errors"},
+    "models": {"canvas", "kernels", "spec", "errors"},
     "speculate": {
         *(
             "cache",
