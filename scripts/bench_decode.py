@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 import dllm
-from dllm.models.transformer import Transformer, rotate, rotation
+from dllm.kernels.rotary import rotate
+from dllm.models.transformer import Transformer, rotation
 from dllm.spec import ModelSpec
 from dllm.zoo import tasks
 

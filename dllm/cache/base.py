@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.canvas import Canvas, Span
+from dllm.kernels.rotary import Rotation, rotate
 from dllm.spec import ModelSpec
 
 
@@ -91,8 +92,15 @@ class View:
         return k, v
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        """Attention of the rows. q, k: before their rotation `by` the angles of the rows."""
+        q, k = rotate(q, by), rotate(k, by)
         return attention(q, *self.store(layer, k, v), self.visible)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.cache.base import Store, attention
+from dllm.kernels.rotary import Rotation, rotate
 
 
 class CausalStore(Store):
@@ -132,8 +133,14 @@ class Prefill(Growing):
         self.slots, self.columns = slots, torch.arange(width, device=slots.device)
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        q, k = rotate(q, by), rotate(k, by)
         self.keys[layer][self.slots, self.columns] = k
         self.values[layer][self.slots, self.columns] = v
         return attention(q, k, v, None, causal=True)
@@ -158,8 +165,14 @@ class Extend(Growing):
             self.place = (torch.arange(store.n_rows, device=columns.device)[:, None], columns)
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        q, k = rotate(q, by), rotate(k, by)
         keys, values = self.keys[layer], self.values[layer]
         keys[self.place], values[self.place] = k, v
         return attention(q, keys[: self.n_rows, : self.end], values[: self.n_rows, : self.end], self.visible)

@@ -13,6 +13,7 @@ from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities
 from dllm.canvas import Canvas, Span, highest
 from dllm.errors import DllmError
+from dllm.kernels.rotary import Rotation, rotate
 from dllm.spec import ModelSpec
 
 
@@ -103,8 +104,14 @@ class D2View(StoredView):
         state.mass[slots] *= state.d2.decay
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        q, k = rotate(q, by), rotate(k, by)
         keys, values = self.store(layer, k, v)
         paid = mass(probabilities(q[self.place], keys, self.seen), self.window.valid)
         self.state.mass[self.slots, : self.n_keys] += paid.to(self.state.mass.dtype)

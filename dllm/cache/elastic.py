@@ -13,6 +13,7 @@ from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities, similarity, weighted
 from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
+from dllm.kernels.rotary import Rotation, rotate
 from dllm.spec import ModelSpec
 
 
@@ -119,8 +120,14 @@ class ElasticView(StoredView):
         return h
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        q, k = rotate(q, by), rotate(k, by)
         queries, slots, n = self.state.queries[layer], self.slots[:, None], self.track.columns.shape[1]
         tested = not all(self.whole)
         if tested:

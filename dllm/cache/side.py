@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm.cache.base import View, attention, visibility
 from dllm.canvas import Span
+from dllm.kernels.rotary import Rotation, rotate
 from dllm.spec import ModelSpec
 
 
@@ -43,8 +44,14 @@ class SideView(View):
         return torch.cat([known, self.n_rows + self.places], 1)
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B QS H D"], k: Float[Tensor, "B QS K D"], v: Float[Tensor, "B QS K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B QS H D"],
+        k: Float[Tensor, "B QS K D"],
+        v: Float[Tensor, "B QS K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B QS H D"]:
+        q, k = rotate(q, by), rotate(k, by)
         n = self.n_rows
         keys, values = self.base.store(layer, k[:, :n], v[:, :n])
         main = attention(q[:, :n], keys, values, self.base.visible)

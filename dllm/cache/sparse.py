@@ -12,6 +12,7 @@ from dllm.cache.base import Cache, CacheState, StoredView, attention, visibility
 from dllm.cache.settling import CountingState
 from dllm.canvas import Canvas, Span, highest
 from dllm.errors import DllmError
+from dllm.kernels.rotary import Rotation, rotate
 from dllm.spec import ModelSpec
 
 
@@ -87,8 +88,14 @@ class SparseView(StoredView):
             self.asking = inside.gather(1, rows) & ~F.pad(rows[:, 1:] == rows[:, :-1], (1, 0))
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B Q H D"], k: Float[Tensor, "B Q K D"], v: Float[Tensor, "B Q K D"]
+        self,
+        layer: int,
+        q: Float[Tensor, "B Q H D"],
+        k: Float[Tensor, "B Q K D"],
+        v: Float[Tensor, "B Q K D"],
+        by: Rotation,
     ) -> Float[Tensor, "B Q H D"]:
+        q, k = rotate(q, by), rotate(k, by)
         keys, values = self.store(layer, k, v)
         kept, visible = self.state.kept[layer], self.visible
         shown = self.kept(kept)

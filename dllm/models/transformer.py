@@ -1,8 +1,9 @@
 """The one transformer: RMSNorm before each half, rotary positions, grouped-query attention, gated MLP or experts.
 
 LLaDA, Dream, Qwen, Llama and their block-diffusion relatives are this network with another `ModelSpec`. It meets a
-cache in two calls per layer: `view.enter`, which may replace its input; `view.attend`, which stores K/V and attends.
-Shape letters: B rows of the batch, L canvas columns, Q computed columns, W span, C hidden, H heads, K kv heads, D head.
+cache in two calls per layer: `view.enter`, which may replace its input; `view.attend`, which rotates queries and keys,
+stores K/V and attends. Shape letters: B rows of the batch, L canvas columns, Q computed columns, W span, C hidden,
+H heads, K kv heads, D head.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dllm.canvas import Span
+from dllm.kernels.rotary import Rotation
 from dllm.models.moe import Mixture, gated
 from dllm.spec import ModelSpec
 
@@ -37,10 +39,6 @@ class RMSNorm(nn.Module):
         return scaled
 
 
-Rotation = tuple[Float[Tensor, "#B Q 1 R"], Float[Tensor, "#B Q 1 R"]]
-"""R: the numbers of a head that are rotated, its first ones; mostly all D. One row may serve a whole batch."""
-
-
 def rotation(spec: ModelSpec, rows: Int[Tensor, "B Q"], dtype: torch.dtype) -> Rotation:
     """Cosines and signed sines of the angles at the absolute columns `rows`, in the dtype in which to rotate."""
     size = spec.rope_dim or spec.head_dim
@@ -52,15 +50,6 @@ def rotation(spec: ModelSpec, rows: Int[Tensor, "B Q"], dtype: torch.dtype) -> R
     cos, sin = angle.cos(), angle.sin()
     tables = torch.cat([cos, cos], -1)[:, :, None], torch.cat([-sin, sin], -1)[:, :, None]
     return tables if spec.rope_fp32 else (tables[0].to(dtype), tables[1].to(dtype))
-
-
-def rotate(x: Float[Tensor, "B Q N D"], by: Rotation) -> Float[Tensor, "B Q N D"]:
-    """Rotary position embedding: the halves of what is rotated are the two coordinates (not interleaved pairs)."""
-    cos, sin = by
-    size = cos.shape[-1]
-    wider = x[..., :size].to(cos.dtype)
-    turned = (wider * cos + wider.roll(size // 2, -1) * sin).to(x.dtype)
-    return turned if size == x.shape[-1] else torch.cat([turned, x[..., size:]], -1)
 
 
 class Layer(nn.Module):
@@ -88,8 +77,7 @@ class Layer(nn.Module):
         batch, n_rows, _ = x.shape
         qkv = self.qkv(self.attn_norm(x)).view(batch, n_rows, -1, self.head_dim)
         q, k, v = qkv.split(self.head_counts, 2)
-        q, k = rotate(self.q_norm(q), by), rotate(self.k_norm(k), by)
-        x = x + self.out(view.attend(index, q, k, v).flatten(2))
+        x = x + self.out(view.attend(index, self.q_norm(q), self.k_norm(k), v, by).flatten(2))
         h = self.mlp_norm(x)
         out: Tensor = x + (self.moe(h) if self.moe else gated(h, self.gate_up, self.down))
         return out

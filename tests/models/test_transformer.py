@@ -10,7 +10,8 @@ import cases
 import twins
 from dllm.cache import DualCache, full_view
 from dllm.canvas import Span
-from dllm.models.transformer import Transformer, rotate, rotation
+from dllm.kernels.rotary import rotate
+from dllm.models.transformer import Transformer, rotation
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -248,10 +248,11 @@ def dense(model, tokens, columns, i):
         def enter(self, _layer, h):
             return h
 
-        def attend(self, _layer, q, k, v):
+        def attend(self, _layer, q, k, v, by):
             from dllm.cache.base import attention
+            from dllm.kernels.rotary import rotate
 
-            return attention(q, k, v, sees[None, None])
+            return attention(rotate(q, by), rotate(k, by), v, sees[None, None])
 
         def find(self, _span):
             return torch.tensor([[n + i]])
