@@ -10,6 +10,7 @@ the paired bootstrap. A table, then JSON as the last line.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,14 +42,10 @@ class Way:
 Pairs = Sequence[tuple[Way, Sequence[Way]]]
 FP8: Pairs = [
     (Way(name, sampler), [Way(f"{name}:weights=fp8", sampler)])
-    for name, samplers in {
-        "tiny-llada": ("static", "threshold"),
-        "tiny-dream": ("static", "threshold"),
-        "tiny-block": ("static", "threshold"),
-        "tiny-ar": (None,),
+    for name, sampler in {
+        "tiny-block": "threshold", "tiny-ar": None, "tiny-llada": "threshold", "tiny-dream": "threshold",
     }.items()
-    for sampler in samplers
-]
+]  # fmt: skip
 ELASTIC = "sliding:base=threshold"
 """Elastic-Cache decodes in a window that slides."""
 ROWS: Pairs = [
@@ -78,11 +75,11 @@ class Cell:
 
 def answered(model: Any, way: Way, asked: Sequence[Problem], gen_length: int) -> Cell:
     """The problems answered at temperature 0."""
-    prompts, settings = [p.question for p in asked], {"gen_length": gen_length, "batch_size": 16}
+    prompts = [p.question for p in asked]
     if model.spec.attention == "causal":
-        made = dllm.generate_causal(model, prompts, **settings)
+        made = dllm.generate_causal(model, prompts, gen_length=gen_length, batch_size=16)
     else:
-        made = dllm.generate(model, prompts, way.sampler, way.cache, **settings)
+        made = dllm.generate(model, prompts, way.sampler, way.cache, gen_length=gen_length, batch_size=16)
     return Cell(list(map(correct, asked, made.texts or [])), made)
 
 
@@ -129,6 +126,7 @@ def main() -> None:
                 cells.append(answered(opened[way.model], way, asked, options.gen_length))
                 f = compared(cells[0], cells[-1])
                 figures.append({"task": task, "way": str(way), "base": str(base), **f})
+                print(json.dumps(figures[-1]), file=sys.stderr, flush=True)  # of a long run that is cut short
                 low, high = f["interval"]
                 difference = "" if way is base else f"{f['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
                 table.add_row(
