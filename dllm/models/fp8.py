@@ -4,7 +4,7 @@ Every output channel of a matrix has a scale, and so has every row of activation
 e4m3 matrices, summed in float32, and scaled once (FP8 formats: arXiv:2209.05433). The four matrices of a layer are
 taken, 93 % of the weights that a step of LLaDA-8B reads. The head stays as it is: the token that comes first, and how
 sure it is, rest on differences of logits that 8 bits would blur. So does the table of embeddings, of which a step reads
-a few rows.
+a few rows. A GPU may sum the product in another order for another number of rows.
 """
 
 from typing import Any
