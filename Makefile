@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench-gpu clean
 
 demo: $(VENV)/.installed  ## install, then compare samplers and caches on the bundled model
 	$(BIN)/dllm generate "Reverse this list: ship, boat, fish, moon, cloud, cake" --gen_length 64
@@ -17,6 +17,10 @@ lint: $(VENV)/.tested  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-gpu: $(VENV)/.installed  ## kernels and decoding on this machine's GPU, within 9 minutes on an H200
+	$(BIN)/python scripts/bench_decode.py --shape llada-8b --out docs/benchmarks/llada-8b.json
+	$(BIN)/python scripts/bench_kernels.py --out docs/benchmarks/kernels.json
 
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .

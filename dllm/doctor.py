@@ -11,6 +11,7 @@ import torch
 
 from dllm import loading
 from dllm.errors import DllmError
+from dllm.models import fp8
 from dllm.spec import Model, ModelSpec
 from dllm.weights import line
 
@@ -90,7 +91,7 @@ def config_of(name: str) -> tuple[ModelSpec, dict[str, Any]]:
         folder = loading.find(name, None)
     config = dict(loading.read_config(folder))
     spec, block_length = loading.family_of(config, folder).spec(config), options.get("block_length")
-    if options.keys() - {"block_length"}:  # as dllm.adapt opens it, which checks the values
+    if options.keys() - {"block_length", "weights"}:  # as dllm.adapt opens it, which checks the values
         return replace(spec, attention="block", block_length=block_length or 1), config
     return loading.in_blocks(spec, block_length), config
 
@@ -141,8 +142,11 @@ def examine(
     spec, config = config_of(model)
     where, named = loading.device_of(device), config.get("dtype") or config.get("torch_dtype")
     default = torch.float32 if where.type == "cpu" else loading.DTYPES.get(str(named), torch.bfloat16)
-    kind = loading.dtype_of(dtype) or default
+    in_fp8 = "weights" in loading.split_name(model, {})[1]
+    kind = loading.dtype_of(dtype) or (torch.bfloat16 if in_fp8 else default)
     parts, free = need(spec, kind, prompt_length=prompt_length, **sizes), free_memory(where)
+    if in_fp8:
+        parts["weights"] = fp8.weight_bytes(spec)
     report["model"] = {
         "name": model,
         "parameters": spec.n_parameters,

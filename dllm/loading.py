@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dllm.errors import DllmError, unknown
-from dllm.models import FAMILIES, diffusion_gemma
+from dllm.models import FAMILIES, diffusion_gemma, fp8
 from dllm.models.family import Config, Family
 from dllm.models.transformer import Transformer
 from dllm.options import read
@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
-OPTIONS = {"block_length": int, "mask_id": int, "logits_shift": int, "adapter": str}
+OPTIONS = {"block_length": int, "mask_id": int, "logits_shift": int, "adapter": str, "weights": str}
 """What may stand behind a model's name."""
 
 
@@ -34,23 +34,42 @@ def load(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     block_length: int | None = None,
+    weights: str | None = None,
     progress: bool = False,
 ) -> Any:
     """Open a model for decoding, a Transformer of ours or a DiffusionGemma, with its tokenizer if it has one.
 
     name: of a bundled model ("tiny-llada"), a folder, or a hub id. device: default the GPU if there is one. dtype:
     default the checkpoint's on a GPU and float32 on a CPU. block_length: of a block-causal model, in columns; default
-    the config's or the family's, which not every checkpoint was trained with. progress: show a bar while the weights
-    are read. Behind the name may stand options, as the command line has them: "SDAR-8B:block_length=16", and those of
-    `dllm.adapt`: "Qwen2.5-7B:block_length=32,mask_id=151665,adapter=FOLDER". Raises DllmError if the folder is
+    the config's or the family's, which not every checkpoint was trained with. weights: "fp8" keeps the matrices of the
+    layers in 8 bits (`dllm.models.fp8`) and the rest in bfloat16. progress: show a bar while the weights are read.
+    Behind the name may stand options, as the command line has them: "SDAR-8B:block_length=16,weights=fp8", and those
+    of `dllm.adapt`: "Qwen2.5-7B:block_length=32,mask_id=151665,adapter=FOLDER". Raises DllmError if the folder is
     incomplete, of an unknown family, or holds other tensors than its config says.
     """
-    name, options = split_name(str(name), {} if block_length is None else {"block_length": block_length})
+    given = {"block_length": block_length, "weights": weights}
+    name, options = split_name(str(name), {n: value for n, value in given.items() if value is not None})
+    if (weights := options.pop("weights", None)) not in (None, "fp8"):
+        raise DllmError(f"weights={weights!r} is no kind of weights; give 'fp8', or leave it out and see dtype.")
+    dtype = dtype or (None if weights is None else "bfloat16")
     if options.keys() - {"block_length"}:
         from dllm.adapt import adapt  # which loads a model first
 
-        return adapt(name, **options, device=device, dtype=dtype, revision=revision, progress=progress)
-    block_length = options.get("block_length")
+        model: Any = adapt(name, **options, device=device, dtype=dtype, revision=revision, progress=progress)
+    else:
+        model = opened(name, options.get("block_length"), device, dtype, revision, progress)
+    return model if weights is None else fp8.quantize(model)
+
+
+def opened(
+    name: str,
+    block_length: int | None,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    revision: str | None,
+    progress: bool,
+) -> Any:
+    """The model with its weights as they stand in its files, but for their dtype."""
     device, wanted = device_of(device), dtype_of(dtype)
     folder = find(name, revision)
     config = read_config(folder)
@@ -66,7 +85,7 @@ def load(
         spec = replace(spec, eos_ids=tuple(dict.fromkeys([*spec.eos_ids, end])))
     with torch.device("meta"):
         model = Transformer(spec, tokenizer)
-    model.name = str(name)
+    model.name = name
     check(model, family, stored, folder)
     if wanted is None:
         named = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))

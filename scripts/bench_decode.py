@@ -1,122 +1,33 @@
-"""Decoding speed against a plain Fast-dLLM-style loop on the same weights: python scripts/bench_decode.py
+"""Decoding speed against a plain Fast-dLLM-style loop on the same weights.
 
-The baseline is written here the straightforward way: one forward per step for the whole batch, keys stored before
-rotation and rotated again every step, K/V concatenated, the head on every row, a float64 softmax of all logits, and a
-Python loop over the masked tokens. Both take the same steps, so that the ratio is one of cost, not of luck. Every
-figure is a median over interleaved repetitions, with the smallest and largest; the last line is JSON.
+    python scripts/bench_decode.py                      a trained model, on the CPU, the steps that its answers take
+    python scripts/bench_decode.py --shape llada-8b     random weights of a published shape, on a GPU if there is one
+
+The first compares the loops on real questions: both take the same steps, so that the ratio is one of cost, not of luck.
+The second, `bench_shapes`, holds the engine against the floors of the device. Every figure is a median over interleaved
+repetitions, with the smallest and largest; the last line is JSON.
 """
 
 import argparse
 import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import bench_shapes
 import torch
-import torch.nn.functional as F
+from bench_common import environment, interleaved, spread
+from plain_loop import Plain
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from shapes import SHAPES, random_model
 
 import dllm
-from dllm.kernels.rotary import rotate
-from dllm.models.transformer import Transformer, rotation
-from dllm.spec import ModelSpec
+from dllm.models.transformer import Transformer
 from dllm.zoo import tasks
 
-SHAPE_5M = ModelSpec(
-    vocab_size=1024,
-    n_layers=6,
-    n_heads=8,
-    n_kv_heads=8,
-    head_dim=32,
-    hidden_size=256,
-    mlp_size=688,
-    max_length=2048,
-    mask_id=0,
-    eos_ids=(1,),
-    tied_head=True,
-)
-
-
-class Plain:
-    """Fast-dLLM's three generate functions for one prompt and a full-attention model without logits shift."""
-
-    def __init__(self, model: Transformer, cache: str) -> None:
-        self.model, self.cache = model, cache
-        self.layers: list[Any] = list(model.layers)
-        self.past: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, tokens: Tensor, first: int, keep: int | None) -> Tensor:
-        """Logits of the columns from `first` on. With a cache, `keep` columns of the stored K/V are concatenated."""
-        spec, h = self.model.spec, self.model.embed(tokens)
-        past: list[tuple[Tensor, Tensor]] = []
-        for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(layer.attn_norm(h)).view(1, h.shape[1], -1, spec.head_dim)
-            q, k, v = torch.split(qkv, layer.head_counts, 2)
-            if self.cache == "dual" and keep is not None:
-                before, after = slice(0, first), slice(first + h.shape[1], None)
-                k = torch.cat([self.past[i][0][:, before], k, self.past[i][0][:, after]], 1)
-                v = torch.cat([self.past[i][1][:, before], v, self.past[i][1][:, after]], 1)
-            elif keep is not None:
-                k, v = torch.cat([self.past[i][0][:, :keep], k], 1), torch.cat([self.past[i][1][:, :keep], v], 1)
-            past.append((k, v))
-            columns = torch.arange(k.shape[1])[None]
-            q = rotate(q, rotation(spec, columns[:, first : first + q.shape[1]], q.dtype))
-            keys = rotate(k, rotation(spec, columns, k.dtype))
-            o = F.scaled_dot_product_attention(q.transpose(1, 2), keys.transpose(1, 2), v.transpose(1, 2))
-            h = h + layer.out(o.transpose(1, 2).reshape(1, h.shape[1], -1))
-            gate, up = layer.gate_up(layer.mlp_norm(h)).chunk(2, -1)
-            h = h + layer.down(F.silu(gate) * up)
-        if keep is None or self.cache == "dual":
-            self.past = past
-        logits: Tensor = self.model.head(self.model.norm(h))
-        return logits
-
-    def choose(self, logits: Tensor, tokens: Tensor, threshold: float) -> Tensor:
-        """The tokens with those revealed whose float64 probability reaches the threshold, the surest one always."""
-        masked = tokens.eq(self.model.spec.mask_id or 0)
-        proposed = logits.argmax(-1)
-        p = F.softmax(logits.double(), -1).gather(-1, proposed[..., None]).squeeze(-1).masked_fill(~masked, -torch.inf)
-        _, order = torch.topk(p[0], int(masked.sum()))
-        out = tokens.clone()
-        for rank, column in enumerate(order):
-            if rank and p[0, column] < threshold:
-                break
-            out[0, column] = proposed[0, column]
-        return out
-
-    def generate(
-        self, prompt: list[int], gen_length: int, block_length: int, threshold: float
-    ) -> tuple[list[int], int]:
-        x = torch.tensor([prompt + [self.model.spec.mask_id or 0] * gen_length])
-        forwards = 0
-        for start in range(len(prompt), x.shape[1], block_length):
-            stop, fresh = start + block_length, True
-            while x[0, start:stop].eq(self.model.spec.mask_id or 0).any():
-                if fresh or self.cache == "none":
-                    first, logits = 0, self.forward(x, 0, None)
-                elif self.cache == "prefix":
-                    first, logits = start, self.forward(x[:, start:], start, start)
-                else:
-                    first, logits = start, self.forward(x[:, start:stop], start, x.shape[1])
-                block = slice(start - first, stop - first)
-                x[:, start:stop] = self.choose(logits[:, block], x[:, start:stop], threshold)
-                fresh, forwards = False, forwards + 1
-        return x[0, len(prompt) :].tolist(), forwards
-
-
-def interleaved(runs: dict[str, Callable[[], float]], repeat: int) -> dict[str, list[float]]:
-    """Each run's figure, smallest, median, largest, over repetitions in turn, so that drift meets all alike."""
-    figures: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(repeat + 1):
-        for name, run in runs.items():
-            figure = run()
-            if i:  # the first round warms up
-                figures[name].append(figure)
-    return {name: [min(f), statistics.median(f), max(f)] for name, f in figures.items()}
+CPU = torch.device("cpu")
 
 
 CACHES = {
@@ -153,7 +64,8 @@ def caches(model: Transformer, batch_size: int, steps: int, gen_length: int, rep
 
         return run
 
-    seconds = interleaved({name: timed(name, *pair) for name, pair in CACHES.items()}, repeat)
+    made = interleaved({name: timed(name, *pair) for name, pair in CACHES.items()}, repeat)
+    seconds = {name: spread(values) for name, values in made.items()}
     return {
         name: {
             "seconds": [round(x, 3) for x in figures],
@@ -176,9 +88,20 @@ def main() -> None:
     parser.add_argument(
         "--caches", type=int, metavar="STEPS", help="time the caches alone, in so many steps of 16 rows"
     )
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a trained model")
+    parser.add_argument("--device", help="of a shape; by default a GPU if there is one")
+    parser.add_argument("--quick", action="store_true", help="of a shape: few tokens, to try the code out")
+    parser.add_argument("--groups", help="of a shape: only these groups of runs, as one,many")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="of a shape: also write the JSON here")
+    parser.add_argument("--commit", help="what is measured, where the folder is no checkout")
     options = parser.parse_args()
+    if options.shape:
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        only = options.groups.split(",") if options.groups else []
+        bench_shapes.main(options.shape, device, options.quick, only, options.out, options.commit)
+        return
     torch.set_num_threads(options.threads)
-    random = Transformer(SHAPE_5M).requires_grad_(False)
+    random = random_model(SHAPES["5m"], CPU, torch.float32)
     if options.caches is not None:
         print(json.dumps(caches(random, 16, options.caches, options.gen_length, options.repeat)))
         return
@@ -218,13 +141,13 @@ def main() -> None:
     runs = {f"plain {cache}": plain(f"plain {cache}", cache) for cache in ("none", "prefix", "dual")}
     runs |= {f"dllm {cache}": ours(f"dllm {cache}", cache, 1) for cache in ("none", "prefix", "dual")}
     runs["dllm dual, batch 16"] = ours("dllm dual, batch 16", "dual", 16)
-    speed = interleaved(runs, options.repeat)
+    speed = {name: spread(values) for name, values in interleaved(runs, options.repeat).items()}
 
     def overhead() -> float:
         made = dllm.generate(random, [list(range(2, 92))], "static", "dual", steps=128, eos_early_stop=False, **lengths)
         return 1 - made.forward_seconds / made.seconds
 
-    share = interleaved({"overhead": overhead}, options.repeat)["overhead"]
+    share = spread(interleaved({"overhead": overhead}, options.repeat)["overhead"])
     table = Table(title="canvas tokens per second, prompts one at a time unless said")
     for column in ("loop", "median", "min", "max", "forwards", "same answers as plain"):
         table.add_column(column)
@@ -244,11 +167,10 @@ def main() -> None:
         "batch_16_over_1": round(median["dllm dual, batch 16"] / median["dllm dual"], 2),
         "engine_overhead_5M": [round(x, 3) for x in share],
         "conditions": {
-            **vars(options),
-            "device": platform.processor() or platform.machine(),
+            **{name: getattr(options, name) for name in ("model", "prompts", "threshold", "repeat", *lengths)},
             "dtype": "float32",
-            "torch": torch.__version__,
             "task": "math",
+            **environment(CPU, options.commit),
         },
     }
     print(json.dumps(result))
