@@ -10,6 +10,11 @@ torch.set_num_threads(1)
 # dllm is imported in the fixtures, not here: conftest runs before the import hook of --jaxtyping-packages.
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _seeds():
     torch.manual_seed(0)

@@ -1,13 +1,14 @@
 """Who may import whom, read from the source; and what every method in a registry must tell about itself.
 
 api, compat, infill, streamer, verify, loading, cli, evaluate, filters ──► all of these
-engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks,
-       metrics, trace, spec
+engine ──► samplers, cache, generation, settings, schedule, plan, forward, drafts, pace, propose, hooks, kernels,
+       deterministic, metrics, trace, spec
 drafts ──► samplers, schedule, canvas      forward ──► cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan
-schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
-samplers ──► canvas, noise, options        cache ──► canvas, spec, options        models ──► canvas, spec
-hooks ──► canvas                           fingerprint ──► spec
+schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise, kernels
+samplers ──► canvas, noise, options, kernels   cache ──► canvas, spec, options, kernels
+models ──► canvas, spec, kernels           kernels ──► noise
+hooks ──► canvas      deterministic ──► cache, kernels, spec      fingerprint ──► spec
 speculate ──► cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
 causal ──► speculate, generation, models, settings, trace, spec
 generation ──► metrics, spec, noise        settings ──► spec, canvas                      trace, spec ──► canvas
@@ -27,7 +28,7 @@ from dllm.samplers import SAMPLERS
 from dllm.speculate import DRAFTERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "kernels": {"noise"}}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -42,11 +43,12 @@ MAY_IMPORT = {
     "pace": {"plan"},
     "forward": {"cache", "canvas", "plan", "spec"},
     "drafts": {"canvas", "samplers", "schedule"},
-    "propose": {"samplers", "noise", "settings"},
+    "deterministic": {"cache", "kernels", "spec"},
+    "propose": {"kernels", "samplers", "noise", "settings"},
     "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec"},
-    "samplers": {"canvas", "noise", "options", "errors"},
-    "cache": {"canvas", "spec", "options", "errors"},
-    "models": {"canvas", "spec", "errors"},
+    "samplers": {"canvas", "kernels", "noise", "options", "errors"},
+    "cache": {"canvas", "kernels", "spec", "options", "errors"},
+    "models": {"canvas", "kernels", "spec", "errors"},
     "speculate": {
         *(
             "cache",
@@ -69,11 +71,13 @@ MAY_IMPORT = {
             "cache",
             "samplers",
             "canvas",
+            "deterministic",
             "drafts",
             "errors",
             "forward",
             "generation",
             "hooks",
+            "kernels",
             "metrics",
             "noise",
             "pace",

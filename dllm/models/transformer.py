@@ -8,11 +8,11 @@ Shape letters: B rows of the batch, L canvas columns, Q computed columns, W span
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dllm.canvas import Span
+from dllm.kernels.rms_norm import add_rms_norm, rms_norm
 from dllm.models.moe import Mixture, gated
 from dllm.spec import ModelSpec
 
@@ -31,10 +31,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
-        if x.dtype == wide(x.dtype):
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        scaled: Tensor = F.rms_norm(x.to(wide(x.dtype)), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
-        return scaled
+        return rms_norm(x, self.weight, self.eps)
+
+    def added(
+        self, x: Float[Tensor, "... C"], more: Float[Tensor, "... C"]
+    ) -> tuple[Float[Tensor, "... C"], Float[Tensor, "... C"]]:
+        """x + more, and its norm."""
+        return add_rms_norm(x, more, self.weight, self.eps)
 
 
 Rotation = tuple[Float[Tensor, "#B Q 1 R"], Float[Tensor, "#B Q 1 R"]]
@@ -89,8 +92,7 @@ class Layer(nn.Module):
         qkv = self.qkv(self.attn_norm(x)).view(batch, n_rows, -1, self.head_dim)
         q, k, v = qkv.split(self.head_counts, 2)
         q, k = rotate(self.q_norm(q), by), rotate(self.k_norm(k), by)
-        x = x + self.out(view.attend(index, q, k, v).flatten(2))
-        h = self.mlp_norm(x)
+        x, h = self.mlp_norm.added(x, self.out(view.attend(index, q, k, v).flatten(2)))
         out: Tensor = x + (self.moe(h) if self.moe else gated(h, self.gate_up, self.down))
         return out
 
