@@ -7,6 +7,7 @@ waiting prompt.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, reduce
 
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from dllm.cache.base import Cache
 from dllm.canvas import Span, shown, undecided
+from dllm.deterministic import FixedOrder, shareable
 from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
 from dllm.forward import forward, unconditional
 from dllm.generation import Generation, Request
 from dllm.hooks import Hooks
+from dllm.kernels.token_stats import banned
 from dllm.metrics import EXACT, LOSSY, Watch, begin_peak, flops, peak_bytes, weight_bytes
 from dllm.noise import Key
 from dllm.pace import MOST, Pace
@@ -77,10 +80,15 @@ class Run:
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
         mask = [] if self.spec.uniform else [self.schedule.canvas.mask_id]
         never = [*mask, *range(named, self.spec.vocab_size)]
-        self.never_proposed = torch.tensor(never, dtype=torch.long, device=model.device)
+        ids = torch.tensor(never, dtype=torch.long, device=model.device)
+        self.propose = Proposer(settings, banned(ids, self.spec.vocab_size), self.schedule.eos)
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
+        self.alone = settings.deterministic and not shareable(model, cache)
+        """Whether every row has its forwards to itself."""
+        for state in self.states:
+            state.deterministic = settings.deterministic
         self.kv_bytes = sum(state.nbytes for state in self.states)
         self.pace = Pace() if settings.drafts == "auto" else None
         asked = MOST if self.pace else int(settings.drafts or self.needs.drafts)
@@ -102,7 +110,7 @@ class Run:
             if plan is None:
                 continue
             self.last = plan
-            for rows in together(self.widths(plan)):
+            for rows in self.groups(plan):
                 batch = self.batch(plan, rows)
                 step = self.commit(batch, self.predict(batch))
                 given = time.perf_counter()
@@ -138,6 +146,10 @@ class Run:
     def widths(self, plan: Plan) -> list[int]:
         """How wide each row's part of a forward is; where nothing is stored each draft is a row of its own."""
         return [plan.work(row) for row in range(len(plan.counts))] if self.states[0].keys else plan.counts
+
+    def groups(self, plan: Plan) -> list[list[int]]:
+        """The rows of each of the next forwards."""
+        return [[row] for row in range(len(plan.counts))] if self.alone else together(self.widths(plan))
 
     def batch(self, plan: Plan, rows: list[int]) -> Batch:
         """The forward of some rows."""
@@ -261,7 +273,7 @@ class Run:
             counts[request] = now
         plan, self.last = self.last, None
         if self.pace and plan:
-            self.pace.observe(plan, more, len(together(self.widths(plan))), self.seconds - before)
+            self.pace.observe(plan, more, len(self.groups(plan)), self.seconds - before)
 
     def look(self, told: dict[str, list[int]]) -> None:
         """Note how much of each answer is decided, and how much of that, from its left, stands for good."""
@@ -321,13 +333,14 @@ class Run:
         shadow = canvas.mask_id if self.needs.shadows else None
         batch = replace(batch, drafts=shown(batch.drafts, canvas.mask_id))
         began = time.perf_counter()
-        logits, repaired = forward(self.model, self.states[0], batch, shadow)
-        parts = [repaired]
-        if settings.cfg_scale > 0:
-            blind = unconditional(batch, ~canvas.open[batch.index], canvas.mask_id)
-            without, twins = forward(self.model, self.states[1], blind, shadow)
-            logits = without + (settings.cfg_scale + 1) * (logits - without)
-            parts.append(twins)
+        with FixedOrder() if settings.deterministic else nullcontext():
+            logits, repaired = forward(self.model, self.states[0], batch, shadow)
+            parts = [repaired]
+            if settings.cfg_scale > 0:
+                blind = unconditional(batch, ~canvas.open[batch.index], canvas.mask_id)
+                without, twins = forward(self.model, self.states[1], blind, shadow)
+                logits = without + (settings.cfg_scale + 1) * (logits - without)
+                parts.append(twins)
         self.forward_seconds += time.perf_counter() - began
         self.forwards += 1
         for row in batch.rows:
@@ -354,8 +367,7 @@ class Run:
         """What the logits of a batch's span propose, where its rows hold these tokens and their counters stand so."""
         canvas, index, span, width = self.schedule.canvas, batch.index, batch.span, batch.span.columns.shape[1]
         key, plan = Key(self.settings.noise_seed, rows.key), batch.plan
-        propose = Proposer(self.settings, self.never_proposed, self.schedule.eos)
-        proposal = propose(logits[:, :width], span.columns, key, self.sampler.temperature(rows.block_step))
+        proposal = self.propose(logits[:, :width], span.columns, key, self.sampler.temperature(rows.block_step))
         shadow = None
         if self.needs.shadows:
             current = tokens.gather(1, batch.scope.columns)[..., None]
@@ -381,7 +393,7 @@ class Run:
             quota=rows.quota,
             key=key,
             recall=recall,
-            propose=propose,
+            propose=self.propose,
             shadow=shadow,
         )
 
@@ -436,7 +448,7 @@ class Run:
         canvas.write(index, p.span, made.before, made.after)
         canvas.lengths[index] = made.lengths
         for state in self.states:
-            state.saw(index, p.span, p.confidence, p.drawn)
+            state.saw(index, p.span, p.confidence, p.draws)
         for row in batch.rows:
             left = schedule.budget[row] if self.needs.revoking else batch.plan.undecided[row]
             schedule.budget[row] = left - 1

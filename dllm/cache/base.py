@@ -5,7 +5,7 @@ nothing is ever concatenated, cropped or moved. Shape letters: R rows in flight,
 Q computed columns, W span, H heads, K kv heads, D head width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,6 +52,9 @@ class View:
 
     rows: Int[B, Q], ascending; a row with fewer than Q columns repeats its last one.
     """
+
+    deterministic = False
+    """Whether a row's attention must not depend on the batch, by a rounding either."""
 
     def __init__(self, spec: ModelSpec, rows: Int[Tensor, "B Q"], lengths: list[int]) -> None:
         self.rows, self.visible = rows, visibility(spec, rows, lengths)
@@ -117,6 +120,7 @@ class StoredView(View):
     ) -> None:
         super().__init__(state.spec, rows, lengths)
         self.state, self.slots, self.n_keys = state, slots, max(lengths)
+        self.deterministic = state.deterministic
         self.fresh = counts == lengths  # every column is computed here: nothing is read from the store
         self.everyone = len(slots) == len(state.anchor)
 
@@ -189,6 +193,8 @@ class CacheState(Store):
     """The stored keys and values of one generation of a canvas, and when each row was refreshed."""
 
     view_class: type[StoredView] = StoredView
+    deterministic = False
+    """What its views are."""
 
     def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
         n_rows, length = canvas.tokens.shape
@@ -231,11 +237,11 @@ class CacheState(Store):
         return self.view_class(self, rows, window[slots], slots, counts, lengths)
 
     def saw(
-        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], drawn: Float[Tensor, "B W V"]
+        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], draws: Callable[[], Tensor]
     ) -> None:
         """How probable the tokens are that were just proposed for these columns of the rows `index`.
 
-        drawn: what they were drawn from.
+        draws: makes what they were drawn from, (B, W, V).
         """
 
     def admit(self, slot: int) -> None:

@@ -30,7 +30,9 @@ class Storeless(CacheState):
     def view(
         self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
     ) -> View:
-        return full_view(self.spec, lengths, plan.device)
+        view = full_view(self.spec, lengths, plan.device)
+        view.deterministic = self.deterministic
+        return view
 
     def skip(self, slots: Int[Tensor, " B"], steps: Int[Tensor, " B"]) -> None: ...
 
