@@ -6,6 +6,7 @@ waiting prompt.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 
@@ -17,12 +18,14 @@ from dllm import transfer
 from dllm.accounts import CanvasAccounts
 from dllm.cache.base import Cache
 from dllm.canvas import Span, shown, undecided
+from dllm.deterministic import FixedOrder, shareable
 from dllm.drafts import Decision, Drafts, decide
 from dllm.errors import DllmError
 from dllm.forward import forward, unconditional
 from dllm.generation import Generation, Request
 from dllm.graphs import Graphs
 from dllm.hooks import Hooks
+from dllm.kernels.token_stats import banned
 from dllm.metrics import EXACT, LOSSY, begin_peak, peak_bytes, weight_bytes
 from dllm.noise import Key
 from dllm.pace import MOST, Pace
@@ -62,10 +65,15 @@ class Run:
         named = self.spec.vocab_size if model.tokenizer is None else len(model.tokenizer)
         mask = [] if self.spec.uniform else [self.schedule.canvas.mask_id]
         never = [*mask, *range(named, self.spec.vocab_size)]
-        self.never_proposed = torch.tensor(never, dtype=torch.long, device=model.device)
+        ids = torch.tensor(never, dtype=torch.long, device=model.device)
+        self.propose = Proposer(settings, banned(ids, self.spec.vocab_size), self.schedule.eos)
         branches = 2 if settings.cfg_scale > 0 else 1
         self.states = [cache.start(self.spec, self.schedule.canvas, model.dtype) for _ in range(branches)]
         """The K/V of the rows, and with guidance those of their unconditional twins, planned like them."""
+        for state in self.states:
+            state.deterministic = settings.deterministic
+        self.alone = settings.deterministic and not shareable(model, cache)
+        """Whether every row has its forwards to itself."""
         self.graphs = Graphs.of(model) if settings.graphs else None
         self.kv_bytes = sum(state.nbytes for state in self.states)
         self.pace = Pace() if settings.drafts == "auto" else None
@@ -88,7 +96,7 @@ class Run:
             if plan is None:
                 continue
             self.last = plan
-            for rows in together(self.widths(plan)):
+            for rows in self.groups(plan):
                 batch = self.batch(plan, rows)
                 step = self.commit(batch, self.predict(batch))
                 with self.accounts.paused():
@@ -123,6 +131,10 @@ class Run:
     def widths(self, plan: Plan) -> list[int]:
         """How wide each row's part of a forward is; where nothing is stored each draft is a row of its own."""
         return [plan.work(row) for row in range(len(plan.counts))] if self.states[0].keys else plan.counts
+
+    def groups(self, plan: Plan) -> list[list[int]]:
+        """The rows of each of the next forwards."""
+        return [[row] for row in range(len(plan.counts))] if self.alone else together(self.widths(plan))
 
     def batch(self, plan: Plan, rows: list[int]) -> Batch:
         """The forward of some rows."""
@@ -244,7 +256,7 @@ class Run:
         accounts.look(slots, told, border="starts" if self.needs.revoking else "first")
         plan, self.last = self.last, None
         if self.pace and plan:
-            self.pace.observe(plan, more, len(together(self.widths(plan))), accounts.seconds - before)
+            self.pace.observe(plan, more, len(self.groups(plan)), accounts.seconds - before)
 
     @property
     def pairs(self) -> Int[Tensor, "R L"]:
@@ -284,7 +296,7 @@ class Run:
         settings, canvas = self.settings, self.schedule.canvas
         shadow = canvas.mask_id if self.needs.shadows else None
         batch = replace(batch, drafts=shown(batch.drafts, canvas.mask_id))
-        with self.accounts.forwarding():
+        with self.accounts.forwarding(), FixedOrder() if settings.deterministic else nullcontext():
             logits, repaired = forward(self.model, self.states[0], batch, shadow, self.graphs)
             parts = [repaired]
             if settings.cfg_scale > 0:
@@ -303,8 +315,7 @@ class Run:
         """What the logits of a batch's span propose, where its rows hold these tokens and their counters stand so."""
         canvas, index, span, width = self.schedule.canvas, batch.index, batch.span, batch.span.columns.shape[1]
         key, plan = Key(self.settings.noise_seed, rows.key), batch.plan
-        propose = Proposer(self.settings, self.never_proposed, self.schedule.eos)
-        proposal = propose(logits[:, :width], span.columns, key, self.sampler.temperature(rows.block_step))
+        proposal = self.propose(logits[:, :width], span.columns, key, self.sampler.temperature(rows.block_step))
         shadow = None
         if self.needs.shadows:
             current = tokens.gather(1, batch.scope.columns)[..., None]
@@ -330,7 +341,7 @@ class Run:
             quota=rows.quota,
             key=key,
             recall=recall,
-            propose=propose,
+            propose=self.propose,
             shadow=shadow,
         )
 
@@ -385,7 +396,7 @@ class Run:
         canvas.write(index, p.span, made.before, made.after)
         canvas.lengths[index] = made.lengths
         for state in self.states:
-            state.saw(index, p.span, p.confidence, p.drawn)
+            state.saw(index, p.span, p.confidence, p.draws)
         for row in batch.rows:
             left = schedule.budget[row] if self.needs.revoking else batch.plan.undecided[row]
             schedule.budget[row] = left - 1

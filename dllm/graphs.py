@@ -151,6 +151,7 @@ class FixedView(StoredView):
     ) -> None:
         View.__init__(self, state.spec, rows, lengths, [0, state.canvas.tokens.shape[1]])
         self.state, self.slots, self.fresh, self.everyone = state, slots, False, False
+        self.deterministic = state.deterministic
 
 
 def fill(buffer: Tensor, value: Tensor) -> None:

@@ -46,8 +46,9 @@ class Key:
     requests: Int[Tensor, " B"]
 
     def _hash(self, columns: Int[Tensor, "B W"], stream: int) -> Int[Tensor, "B W"]:
-        seed = torch.tensor([self.seed, stream], device=columns.device)
-        return mix(mix(mix(seed[0], seed[1]), self.requests)[:, None], columns)
+        begin = int(mix(torch.tensor(self.seed), torch.tensor(stream)))  # on the host, so that no GPU waits for it
+        begun = torch.full((), begin, device=columns.device)
+        return mix(mix(begun, self.requests)[:, None], columns)
 
     def uniform(self, columns: Int[Tensor, "B W"]) -> Float[Tensor, "B W"]:
         """A number in (0, 1) for every column, float64."""
@@ -70,8 +71,17 @@ class Key:
 
         float64 because a coarse tail acts like a lower temperature (arXiv:2409.02908).
         """
-        token = torch.arange(vocab_size, device=columns.device)
-        return -(-_unit(mix(self._hash(columns, stream)[..., None], token)).log()).log()
+        return gumbel(self._hash(columns, stream), vocab_size)
+
+    def place(self, columns: Int[Tensor, "B W"]) -> Int[Tensor, "B W"]:
+        """What the noise of `gumbel` at every column is a function of, with the token."""
+        return self._hash(columns, 2)
+
+
+def gumbel(place: Int[Tensor, "B W"], vocab_size: int) -> Float[Tensor, "B W V"]:
+    """Standard Gumbel noise for every token at columns with these hashes, float64."""
+    token = torch.arange(vocab_size, device=place.device)
+    return -(-_unit(mix(place[..., None], token)).log()).log()
 
 
 def _unit(bits: Int[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -68,6 +68,9 @@ class Settings:
     graphs: bool = True
     """On a GPU, record the launches of window steps and replay them together (CUDA graphs). Caches that look at
     attention, shadow rows and mixtures of experts do without. False: launch every kernel by itself."""
+    deterministic: bool = False
+    """Let no row's tokens depend on the rows beside it, not by a rounding: sums in a fixed order, on a CPU in forwards
+    of one row. Slower. What samplers sum over the vocabulary themselves (klass, credit) keeps no order on a GPU."""
     noise_seed: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
@@ -91,7 +94,8 @@ class Settings:
                 raise DllmError(f"{name}={value!r} must be a probability above 0 and at most 1, or None for off.")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 63):
             raise DllmError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1, or None to draw one.")
-        for name in ("eos_early_stop", "eager", "graphs", "logits_eos_inf", "confidence_eos_eot_inf"):
+        flags = ("eos_early_stop", "eager", "graphs", "deterministic", "logits_eos_inf", "confidence_eos_eot_inf")
+        for name in flags:
             if not isinstance(getattr(self, name), bool):
                 raise DllmError(f"{name}={getattr(self, name)!r} must be True or False.")
         if self.mask_id is not None and (isinstance(self.mask_id, bool) or not isinstance(self.mask_id, int)):

@@ -10,6 +10,7 @@ from dllm import DllmError
 from dllm.api import check_pair
 from dllm.cache import CACHES
 from dllm.canvas import Canvas, Span
+from dllm.kernels.token_stats import banned
 from dllm.noise import Key
 from dllm.propose import Proposer
 from dllm.samplers import SAMPLERS, Prediction
@@ -139,7 +140,7 @@ def example(confidence=CONFIDENCE, decided=DECIDED, quota=1, first=16, **changes
     zero, yes = torch.zeros(1, dtype=torch.long), torch.ones_like(columns, dtype=torch.bool)
     logits = torch.stack([spread(*row).roll(i) for i, row in enumerate(zip(confidence, entropy, strict=True))])[None]
     key = Key(0, zero)
-    propose = Proposer(Settings(), torch.tensor([MASK - 1]), torch.tensor([MASK - 2]))
+    propose = Proposer(Settings(), banned(torch.tensor([MASK - 1]), MASK), torch.tensor([MASK - 2]))
     made = Prediction(
         **vars(propose(logits, columns, key)),
         span=Span(columns, yes),

@@ -2,13 +2,13 @@
 
 api, compat, infill, streamer, verify, loading, cli, evaluate, filters ──► all of these
 engine ──► accounts, samplers, cache, generation, settings, schedule, plan, forward, graphs, drafts, pace, propose,
-       hooks, metrics, trace, spec
+       hooks, kernels, deterministic, metrics, trace, spec
 drafts ──► samplers, schedule, canvas      forward ──► graphs, cache, plan, spec, canvas
 plan ──► canvas                            pace ──► plan          graphs ──► cache, spec, canvas
-schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise
-samplers ──► canvas, noise, options        cache ──► canvas, spec, options, kernels
-models ──► canvas, spec, kernels           kernels ──► nothing
-hooks ──► canvas                           fingerprint ──► spec
+schedule ──► samplers, canvas, generation, noise, settings, spec propose ──► samplers, settings, noise, kernels
+samplers ──► canvas, noise, options, kernels   cache ──► canvas, spec, options, kernels
+models ──► canvas, spec, kernels           kernels ──► noise
+hooks ──► canvas      deterministic ──► cache, kernels, spec      fingerprint ──► spec
 speculate ──► accounts, cache, generation, metrics, models, propose, schedule, settings, trace, and what these import
 accounts ──► generation, metrics, plan, spec
 causal ──► speculate, generation, models, settings, trace, spec
@@ -29,7 +29,7 @@ from dllm.samplers import SAMPLERS
 from dllm.speculate import DRAFTERS
 
 ROOT = Path(__file__).parent.parent / "dllm"
-LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "kernels": set(), "transfer": set()}
+LEAVES = {"errors": set(), "canvas": set(), "noise": set(), "kernels": {"noise"}, "transfer": set()}
 MAY_IMPORT = {
     **LEAVES,
     "options": {"errors"},
@@ -46,9 +46,10 @@ MAY_IMPORT = {
     "graphs": {"cache", "canvas", "spec"},
     "forward": {"cache", "canvas", "graphs", "plan", "spec", "transfer"},
     "drafts": {"canvas", "samplers", "schedule", "transfer"},
-    "propose": {"samplers", "noise", "settings"},
+    "deterministic": {"cache", "kernels", "spec"},
+    "propose": {"kernels", "samplers", "noise", "settings"},
     "schedule": {"canvas", "generation", "noise", "samplers", "settings", "spec", "transfer"},
-    "samplers": {"canvas", "noise", "options", "errors"},
+    "samplers": {"canvas", "kernels", "noise", "options", "errors"},
     "cache": {"canvas", "kernels", "spec", "options", "errors", "transfer"},
     "models": {"canvas", "kernels", "spec", "errors"},
     "speculate": {
@@ -75,12 +76,14 @@ MAY_IMPORT = {
             "cache",
             "samplers",
             "canvas",
+            "deterministic",
             "drafts",
             "errors",
             "forward",
             "generation",
             "graphs",
             "hooks",
+            "kernels",
             "metrics",
             "noise",
             "pace",

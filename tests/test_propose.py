@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from dllm import DllmError, Settings, generate
+from dllm.kernels.token_stats import banned
 from dllm.noise import Key
 from dllm.propose import Proposer, most_probable
 
@@ -11,7 +12,7 @@ P = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
 def propose(logits, **settings):
     """The proposal for one row of columns with these logits."""
     nothing = torch.tensor([], dtype=torch.long)
-    made = Proposer(Settings(**settings), nothing, torch.tensor([4]))
+    made = Proposer(Settings(**settings), banned(nothing, logits.shape[-1]), torch.tensor([4]))
     return made(logits[None], torch.arange(len(logits))[None], Key(3, torch.tensor([1])))
 
 
@@ -62,6 +63,26 @@ def test_confidence_is_that_of_the_whole_distribution_and_drawn_is_what_is_left(
     torch.testing.assert_close(proposal.drawn[0, 0].softmax(-1)[:2], (P[:2].log() / 2).softmax(-1).double())
     plain = propose(P.log()[None])
     assert plain.drawn is plain.logits
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 3}, {"top_p": 0.6}], ids=str)
+def test_one_pass_proposes_what_torch_does(how, monkeypatch):
+    """As on a GPU, where nothing else reads the logits unless it is asked for."""
+    logits, how = torch.randn(50, 7) * 2, {**how, "logits_eos_inf": True}
+    plain = propose(logits, **how)
+    monkeypatch.setattr("dllm.propose.suits", lambda _: True)
+    found = propose(logits, **how)
+    assert torch.equal(found.tokens, plain.tokens) and torch.equal(found.drawn, plain.drawn)
+    torch.testing.assert_close(found.confidence, plain.confidence)
+    assert plain.stats is None and (found.stats is None) == ("top_k" in how)
+
+
+def test_an_end_of_text_that_is_revealed_last_keeps_its_place_in_the_statistics(monkeypatch):
+    monkeypatch.setattr("dllm.propose.suits", lambda _: True)
+    logits = torch.eye(5)[[4, 0]] * 3
+    found = propose(logits, confidence_eos_eot_inf=True)
+    assert found.tokens.tolist() == [[4, 0]] and found.confidence[0, 0] == 0 and found.confidence[0, 1] > 0.5
+    torch.testing.assert_close(found.stats.confidence[0, 0], found.stats.confidence[0, 1])
 
 
 @pytest.mark.parametrize("value", [0, -0.5, 1.5, "x", True])

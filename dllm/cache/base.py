@@ -5,7 +5,7 @@ nothing is ever concatenated, cropped or moved. Shape letters: R rows in flight,
 Q computed columns, W span, H heads, K kv heads, D head width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -118,6 +118,10 @@ class View:
     ) -> Float[Tensor, "B Q H D"]:
         """Attention of the rows. q, k: before their rotation `by` the angles of the rows."""
         q, k = rotate(q, by), rotate(k, by)
+        if self.deterministic and suits(q):
+            slots = torch.arange(len(q), device=q.device)
+            k, v = k.contiguous(), v.contiguous()
+            return stored_attention(q, k, v, slots, self.lengths, self.reach, deterministic=True)[0]
         return attention(q, *self.store(layer, k, v), self.visible)
 
 
@@ -141,6 +145,7 @@ class StoredView(View):
     ) -> None:
         super().__init__(state.spec, rows, state.canvas.lengths[slots], lengths)
         self.state, self.slots = state, slots
+        self.deterministic = state.deterministic
         self.fresh = counts == lengths  # every column is computed here: nothing is read from the store
         self.everyone = len(slots) == len(state.anchor)
 
@@ -258,6 +263,8 @@ class CacheState(Store):
     """The stored keys and values of one generation of a canvas, and when each row was refreshed."""
 
     view_class: type[StoredView] = StoredView
+    deterministic = False
+    """What its views are."""
 
     def __init__(self, cache: Cache, spec: ModelSpec, canvas: Canvas, dtype: torch.dtype) -> None:
         n_rows, length = canvas.tokens.shape
@@ -300,11 +307,11 @@ class CacheState(Store):
         return self.view_class(self, rows, window[slots], slots, counts, lengths)
 
     def saw(
-        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], drawn: Float[Tensor, "B W V"]
+        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], draws: Callable[[], Tensor]
     ) -> None:
         """How probable the tokens are that were just proposed for these columns of the rows `index`.
 
-        drawn: what they were drawn from.
+        draws: makes what they were drawn from, (B, W, V).
         """
 
     def admit(self, slot: int) -> None:

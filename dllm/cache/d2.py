@@ -1,5 +1,6 @@
 """d2Cache: compute the masks about to be decided, and the columns that are attended to most (arXiv:2509.23094)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -141,7 +142,7 @@ class D2State(NotingState):
         """(R, L): attention of all heads and layers, faded."""
 
     def saw(
-        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], drawn: Float[Tensor, "B W V"]
+        self, index: Int[Tensor, " B"], span: Span, confidence: Float[Tensor, "B W"], draws: Callable[[], Tensor]
     ) -> None:
         # Padding repeats a column, and so its confidence.
         self.confidence[index[:, None], span.columns] = confidence.double()

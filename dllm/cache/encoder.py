@@ -1,5 +1,6 @@
 """The state of a network that reads what stands before a block by an encoder of its own, and keeps that itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,9 +66,9 @@ class EncoderState(Storeless):
         index: Int[Tensor, " B"],
         span: Span,
         confidence: Float[Tensor, "B W"],
-        drawn: Float[Tensor, "B W V"],
+        draws: Callable[[], Tensor],
     ) -> None:
-        for slot, condition in zip(index.tolist(), drawn.to(self.dtype), strict=True):
+        for slot, condition in zip(index.tolist(), draws().to(self.dtype), strict=True):
             self.notes[slot].condition = condition
 
     def admit(self, slot: int) -> None:

@@ -31,7 +31,9 @@ class Storeless(CacheState):
         self, plan: Bool[Tensor, "R L"], window: Span, slots: Int[Tensor, " B"], counts: list[int], lengths: list[int]
     ) -> View:
         own = self.canvas.lengths[slots]
-        return View(self.spec, self.canvas.columns[: max(lengths)].minimum(own[:, None] - 1), own, lengths)
+        view = View(self.spec, self.canvas.columns[: max(lengths)].minimum(own[:, None] - 1), own, lengths)
+        view.deterministic = self.deterministic
+        return view
 
     def skip(self, slots: Int[Tensor, " B"], steps: Int[Tensor, " B"]) -> None: ...
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dllm.kernels.swiglu import swiglu
 from dllm.spec import Experts
 
 
 def gated(x: Tensor, gate_up: Callable[[Tensor], Tensor], down: Callable[[Tensor], Tensor]) -> Tensor:
     """down(silu(gate) · up), the MLP of all these models; the projections of gate and up are one matrix."""
-    gate, up = gate_up(x).chunk(2, -1)
-    return down(F.silu(gate) * up)
+    return down(swiglu(gate_up(x)))
 
 
 def grouped_matmul(

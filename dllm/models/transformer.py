@@ -9,11 +9,11 @@ H heads, K kv heads, D head.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dllm.canvas import Span
+from dllm.kernels.rms_norm import add_rms_norm, rms_norm
 from dllm.kernels.rotary import Rotation
 from dllm.models.moe import Mixture, gated
 from dllm.spec import ModelSpec
@@ -33,10 +33,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
-        if x.dtype == wide(x.dtype):
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        scaled: Tensor = F.rms_norm(x.to(wide(x.dtype)), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
-        return scaled
+        return rms_norm(x, self.weight, self.eps)
+
+    def added(
+        self, x: Float[Tensor, "... C"], more: Float[Tensor, "... C"]
+    ) -> tuple[Float[Tensor, "... C"], Float[Tensor, "... C"]]:
+        """x + more, and its norm."""
+        return add_rms_norm(x, more, self.weight, self.eps)
 
 
 def rotation(spec: ModelSpec, rows: Int[Tensor, "B Q"], dtype: torch.dtype) -> Rotation:
@@ -77,8 +80,8 @@ class Layer(nn.Module):
         batch, n_rows, _ = x.shape
         qkv = self.qkv(self.attn_norm(x)).view(batch, n_rows, -1, self.head_dim)
         q, k, v = qkv.split(self.head_counts, 2)
-        x = x + self.out(view.attend(index, self.q_norm(q), self.k_norm(k), v, by).flatten(2))
-        h = self.mlp_norm(x)
+        attended = view.attend(index, self.q_norm(q), self.k_norm(k), v, by)
+        x, h = self.mlp_norm.added(x, self.out(attended.flatten(2)))
         out: Tensor = x + (self.moe(h) if self.moe else gated(h, self.gate_up, self.down))
         return out
 

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from dllm.canvas import Canvas, Span, highest, undecided
 from dllm.errors import DllmError
+from dllm.kernels.token_stats import TokenStats
 from dllm.noise import Key
+
+Draws = Callable[[], Float[Tensor, "B W V"]]
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,19 @@ class Proposal:
 
     logits: Float[Tensor, "B W V"]
     """The model's, guided if guidance is on."""
-    drawn: Float[Tensor, "B W V"]
-    """What the tokens were drawn from: the logits at the temperature, cut to top_p and top_k; else the logits."""
+    draws: Draws
+    """Makes `drawn`, which few ask for."""
     tokens: Int[Tensor, "B W"]
     """The most probable ones, or draws at a temperature. Never the mask."""
     confidence: Float[Tensor, "B W"]
     """The proposed token's probability at temperature 1, float32 or wider, at every position, masked or not."""
+    stats: TokenStats | None
+    """What the one pass over the logits that chose the tokens has found besides, on a GPU."""
+
+    @cached_property
+    def drawn(self) -> Float[Tensor, "B W V"]:
+        """What the tokens were drawn from: the logits at the temperature, cut to top_p and top_k; else the logits."""
+        return self.draws()
 
 
 class Memory:
@@ -135,11 +145,13 @@ class Prediction(Proposal):
     @cached_property
     def entropy(self) -> Float[Tensor, "B W"]:
         """Of the distribution at temperature 1, in nats."""
-        return entropy(self.wide_logits)
+        return self.stats.entropy if self.stats else entropy(self.wide_logits)
 
     @cached_property
     def gap(self) -> Float[Tensor, "B W"]:
         """By how much the highest logit exceeds the second."""
+        if self.stats:
+            return self.stats.gap
         top = self.wide_logits.topk(2, -1).values
         return top[..., 0] - top[..., 1]
 
@@ -170,7 +182,7 @@ class Prediction(Proposal):
         """The same prediction from further along: other tokens stand in the span. where: block and counters then."""
         made = replace(self, current=current, **where)  # type: ignore[arg-type]  # tensors, all of them
         # What is derived from the logits alone need not be derived again.
-        kept = ("entropy", "gap", "wide_logits")
+        kept = ("drawn", "entropy", "gap", "wide_logits")
         vars(made).update({name: vars(self)[name] for name in kept if name in vars(self)})
         return made
 
@@ -181,7 +193,8 @@ class Prediction(Proposal):
             self,
             span=span,
             logits=self.logits.gather(1, wide),
-            drawn=self.drawn.gather(1, wide),
+            draws=lambda: self.drawn.gather(1, wide),
+            stats=self.stats and self.stats.at(place),
             tokens=self.tokens.gather(1, place),
             confidence=self.confidence.gather(1, place),
             current=self.current.gather(1, place),

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dllm.errors import DllmError
+from dllm.kernels.token_stats import TokenStats
 from dllm.samplers.base import Needs, Prediction, Sampler, check_at_least
 
 
@@ -82,9 +83,15 @@ class Ordered(DreamOrder):
         """How sure the model is of each column; q are the probabilities that the tokens were drawn from."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it is sure of.")
 
+    def found(self, stats: TokenStats) -> Float[Tensor, "B W"]:
+        """The same of the logits themselves, as one pass over them has found it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it is sure of.")
+
     def __call__(self, p: Prediction) -> Int[Tensor, "B W"]:
-        q = p.drawn.to(torch.promote_types(p.drawn.dtype, torch.float32)).softmax(-1)
-        score = self.score(p, q)
+        if p.stats and p.drawn is p.logits:
+            score = self.found(p.stats)
+        else:
+            score = self.score(p, p.drawn.to(torch.promote_types(p.drawn.dtype, torch.float32)).softmax(-1))
         if self.alg_temp > 0:
             # The k highest of score / temperature + Gumbel noise are k draws without replacement.
             highest = score.masked_fill(~p.masked, -torch.inf).amax(1, keepdim=True)
@@ -99,6 +106,9 @@ class MaskgitPlus(Ordered):
     def score(self, p: Prediction, q: Float[Tensor, "B W V"]) -> Float[Tensor, "B W"]:
         return q.gather(-1, p.tokens[..., None]).squeeze(-1)
 
+    def found(self, stats: TokenStats) -> Float[Tensor, "B W"]:
+        return stats.confidence
+
 
 @dataclass(frozen=True)
 class TopkMargin(Ordered):
@@ -108,6 +118,9 @@ class TopkMargin(Ordered):
         top = q.topk(2, -1).values
         return top[..., 0] - top[..., 1]
 
+    def found(self, stats: TokenStats) -> Float[Tensor, "B W"]:
+        return stats.margin
+
 
 @dataclass(frozen=True)
 class Entropy(Ordered):
@@ -115,3 +128,6 @@ class Entropy(Ordered):
 
     def score(self, p: Prediction, q: Float[Tensor, "B W V"]) -> Float[Tensor, "B W"]:
         return (q * (q + 1e-10).log()).sum(-1)
+
+    def found(self, stats: TokenStats) -> Float[Tensor, "B W"]:
+        return -stats.entropy

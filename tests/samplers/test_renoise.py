@@ -8,6 +8,7 @@ import torch
 import cases
 from dllm import DllmError
 from dllm.canvas import NOISE
+from dllm.kernels.token_stats import banned
 from dllm.noise import Key
 from dllm.propose import Proposer
 from dllm.samplers import Renoise
@@ -23,7 +24,9 @@ def prediction(logits, sampler, step=0, memory=None):
     steps, columns = torch.full((n_rows,), step), torch.arange(5, 5 + width).expand(n_rows, -1)
     key = Key(1, torch.arange(n_rows))
     none = torch.tensor([], dtype=torch.long)
-    proposal = Proposer(Settings(), none, none)(logits, columns, key, sampler.temperature(steps))
+    proposal = Proposer(Settings(), banned(none, logits.shape[-1]), none)(
+        logits, columns, key, sampler.temperature(steps)
+    )
     yes, rows = torch.ones_like(columns, dtype=torch.bool), torch.arange(n_rows)
     place = torch.arange(width).expand(n_rows, -1)
     like = cases.example([0.5] * width, decided=[])
