@@ -79,7 +79,7 @@ SHIFTED: dict[str, Any] = {
     "cart": 0.1,
     "first": SCRATCH,
 }
-"""The stages of tiny-ar before its last: a masked diffusion model, then one whose columns predict the next one's token."""
+"""The stages of tiny-ar before its last: a masked diffusion model, then one whose columns predict the next token."""
 MASKED: dict[str, Any] = {
     "steps": 5600,
     "warmup": 100,

@@ -119,7 +119,7 @@ def reference_attention(
 
 
 @jit
-def _fold(acc, top, total, q, k, v, seen, scale, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # of Triton's language
+def _fold(acc, top, total, q, k, v, seen, scale, PRECISION: tl.constexpr):
     """Take some more keys into the sums of a softmax, which are relative to the highest score so far."""
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     score = tl.where(seen, score, -float("inf"))
@@ -131,7 +131,7 @@ def _fold(acc, top, total, q, k, v, seen, scale, PRECISION: tl.constexpr):  # ty
 
 
 @jit
-def _attention_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
+def _attention_kernel(
     q,
     keys,
     values,
@@ -218,7 +218,7 @@ def _attention_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
 
 
 @jit
-def _combine_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
+def _combine_kernel(
     parts, part_lse, out, lse, n, n_parts, D: tl.constexpr, WIDTH: tl.constexpr, COMBINED: tl.constexpr
 ):
     row, d = tl.program_id(0).to(tl.int64) * COMBINED + tl.arange(0, COMBINED), tl.arange(0, WIDTH)[None, :]

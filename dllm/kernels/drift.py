@@ -51,7 +51,7 @@ def reference_drift(
 
 
 @jit
-def _drift_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
+def _drift_kernel(
     old_q,
     new_q,
     old_lse,
@@ -114,7 +114,7 @@ def _drift_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
 
 
 @jit
-def _mean_kernel(parts, out, n_parts, SUMMED: tl.constexpr):  # type: ignore[no-untyped-def]  # of Triton's language
+def _mean_kernel(parts, out, n_parts, SUMMED: tl.constexpr):
     batch = tl.program_id(0).to(tl.int64)
     apart, count = tl.zeros((SUMMED,), tl.float32), tl.zeros((SUMMED,), tl.float32)
     for first in range(0, n_parts, SUMMED):

@@ -34,7 +34,7 @@ def reference_mass(
 
 
 @jit
-def _mass_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
+def _mass_kernel(
     q,
     lse,
     keys,
@@ -81,7 +81,7 @@ def _mass_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
 
 
 @jit
-def _sum_kernel(parts, out, n, length, SUMMED: tl.constexpr):  # type: ignore[no-untyped-def]  # of Triton's language
+def _sum_kernel(parts, out, n, length, SUMMED: tl.constexpr):
     column, batch = tl.program_id(0) * SUMMED + tl.arange(0, SUMMED), tl.program_id(1).to(tl.int64)
     total = tl.zeros((SUMMED,), tl.float32)
     for part in range(n):

@@ -21,9 +21,7 @@ def reference_quantize_rows(x: Float[Tensor, "M C"]) -> tuple[Tensor, Float[Tens
 
 
 @jit
-def _quantize_rows_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
-    x, out, scales, width, MOST: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr
-):
+def _quantize_rows_kernel(x, out, scales, width, MOST: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = column < width
     value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)

@@ -45,7 +45,7 @@ def reference_write_rows(
 
 
 @jit
-def _turn(x, other, cos, sin):  # type: ignore[no-untyped-def]  # of Triton's language
+def _turn(x, other, cos, sin):
     """One half of what is rotated: as torch computes it in the dtype of the tables, each step rounded to it."""
     here = (x.to(cos.dtype).to(tl.float32) * cos.to(tl.float32)).to(cos.dtype)
     there = (other.to(cos.dtype).to(tl.float32) * sin.to(tl.float32)).to(cos.dtype)
@@ -53,7 +53,7 @@ def _turn(x, other, cos, sin):  # type: ignore[no-untyped-def]  # of Triton's la
 
 
 @jit
-def _write_rows_kernel(  # type: ignore[no-untyped-def]  # of Triton's language
+def _write_rows_kernel(
     q,
     k,
     v,
