@@ -188,10 +188,11 @@ def test_options_are_the_fields_of_settings():
         "--eager",
         "--batch_size=9",
         "--no_graphs",
+        "--deterministic",
     ]
     given = arguments.settings_of(arguments.read(["generate", *argv]))
     first = [5, 2, 3, 0.5, 0.9, 3, 1.0, 4, 7, False, 0.8, True, False]
-    assert list(given.values()) == [*first, ["s"], 2, 4, True, 9, False]
+    assert list(given.values()) == [*first, ["s"], 2, 4, True, 9, False, True]
     assert [type(given[n]) for n in ("gen_length", "temperature", "seed")] == [int, float, int]
 
 
@@ -240,6 +241,7 @@ def test_every_option_has_a_help_and_every_field_a_docstring(capsys):
             "--no_eos_early_stop",
             "--no_eager",
             "--no_graphs",
+            "--no_deterministic",
             "--no_logits_eos_inf",
             "--no_confidence_eos_eot_inf",
         }
