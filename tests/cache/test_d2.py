@@ -35,7 +35,7 @@ def step(model, canvas, state, block):
 def test_a_step_computes_sure_masks_new_tokens_and_what_holds_the_attention(model):
     canvas, state, block = started(model, D2Cache(current_k=2, sigma=1.0, rollout_p=0.5))
     assert step(model, canvas, state, block) == ([*range(10)], [2, 3]), "all is computed, what is near is predicted"
-    state.saw(torch.tensor([0]), block, torch.tensor([[0.1, 0.9, 0.5, 1.0, 1.0, 1.0, 1.0, 0.9]]), DRAWN)
+    state.saw(torch.tensor([0]), block, torch.tensor([[0.1, 0.9, 0.5, 1.0, 1.0, 1.0, 1.0, 0.9]]), lambda: DRAWN)
     canvas.tokens[0, 8] = 7  # the masks next to it are surer than 3, which stands two columns from the prompt
     state.mass[0] = torch.tensor([0.0, 5.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 9.0, 0.0])
     assert step(model, canvas, state, block) == ([1, 7, 8, 9], [7, 9]), "1 holds more than half of what others hold"
@@ -92,7 +92,7 @@ def test_a_schedule_that_wants_more_than_is_predicted_takes_more_steps(model):
 def test_another_prompt_in_a_row_begins_anew(model):
     canvas, state, block = started(model, D2Cache(current_k=2))
     step(model, canvas, state, block)
-    state.saw(torch.tensor([0]), block, torch.full((1, 8), 0.5), DRAWN)
+    state.saw(torch.tensor([0]), block, torch.full((1, 8), 0.5), lambda: DRAWN)
     state.admit(0)
     assert (state.confidence == 1).all() and (state.mass == 0).all()
     assert step(model, canvas, state, block)[0] == [*range(10)]
