@@ -161,6 +161,11 @@ def check_pair(sampler: Sampler, cache: Cache, drafts: int | str = 1) -> None:
         )
 
 
+def fitted_to(model: Model, sampler: Sampler) -> Sampler:
+    """The sampler with what comes with the model, where it needs that. Raises DllmError if nothing does."""
+    return sampler.for_model(getattr(model, "name", ""))
+
+
 def check_fitted(model: Model, sampler: Sampler, settings: Settings) -> None:
     """Raise DllmError if the sampler was fitted for another model, or for blocks of another length."""
     fitted, ours = sampler.needs().fitted, getattr(model, "name", "") or "this model"
@@ -264,6 +269,7 @@ def start(
     hooks: Hooks | None,
 ) -> Run:
     """A run of these requests. Raises DllmError where model, sampler, cache and lengths do not go together."""
+    sampler = fitted_to(model, sampler)
     if cache is None:
         cache = own_cache(model.spec) if not hooks else dllm.cache.NoCache()
     if model.spec.attention == "canvas" and isinstance(cache, dllm.cache.NoCache):

@@ -20,6 +20,7 @@ from dllm.causal import CAUSAL_NAMES
 from dllm.doctor import conditions, config_of, examine, lines
 from dllm.errors import DllmError
 from dllm.generation import Generation, Prompt
+from dllm.loading import split_name
 from dllm.metrics import DERIVED
 from dllm.options import convert, parts
 from dllm.settings import Settings
@@ -240,7 +241,7 @@ def evaluate(options: Namespace) -> int:
     task = tasks.make(options.task, **{name: getattr(options, name) for name in TASK_OPTIONS})
     decoding = decoding_of(options)
     if options.ray is not None:
-        method = answers.method_of(config_of(options.model)[0], task, **decoding)
+        method = answers.method_of(config_of(options.model)[0], task, split_name(options.model, {})[0], **decoding)
         return evaluate_on_ray(options, task, method, limit, world_size)
     console = Console(stderr=True) if rank == 0 else None
     path = runner.evaluate(

@@ -17,7 +17,7 @@ from rich.table import Table
 import dllm.cache
 import dllm.samplers
 import dllm.speculate
-from dllm.api import check_method, stream
+from dllm.api import check_method, fitted_to, stream
 from dllm.causal import CAUSAL_NAMES, stream_causal
 from dllm.engine import Run
 from dllm.errors import DllmError, unknown
@@ -70,6 +70,8 @@ class Cell:
     """As of `dllm.Generation`."""
     totals: Totals
     """Of all answers, the warm-up not counted."""
+    fitted: str = ""
+    """Where what the method was fitted to was read, with its digest: of a filter its file."""
 
     @property
     def accuracy(self) -> float:
@@ -82,7 +84,7 @@ class Cell:
 
     def record(self) -> dict[str, Any]:
         """Every figure: counts as means over the answers, and what docs/metrics.md defines."""
-        names = ("task", "model", "method", "cache", "n", "right", "accuracy", "consistent", "lossless")
+        names = ("task", "model", "method", "cache", "n", "right", "accuracy", "consistent", "lossless", "fitted")
         told: dict[str, Any] = {name: getattr(self, name) for name in names}
         told["low"], told["high"] = self.interval
         told |= {name: getattr(self.totals, name) / self.n for name in MEANS}
@@ -130,7 +132,8 @@ def legal(model: Model, chosen: Sequence[Pair], verify: str = "match", **setting
             if model.spec.attention == "causal":
                 begin(model, [[0]], method, cache, verify, **settings | {"gen_length": 1})
             else:
-                check_method(model, dllm.samplers.make(method), dllm.cache.make(cache), Settings(**settings))
+                sampler = fitted_to(model, dllm.samplers.make(method))
+                check_method(model, sampler, dllm.cache.make(cache), Settings(**settings))
             kept.append((method, cache))
         except DllmError as error:
             reasons.append(f"{method} with {cache} is left out: {error}")
@@ -233,7 +236,9 @@ def measure(
     done = steps.result()
     texts = done.texts or [""] * len(asked)
     right, whole = sum(map(correct, asked, texts)), sum(map(consistent, asked, texts))
-    return Cell(asked[0].task, "", method, cache, len(asked), right, whole, done.lossless, done.totals)
+    used = steps.sampler.needs().fitted if isinstance(steps, Run) else None
+    fitted = f"{used.method} {used.digest}" if used else ""
+    return Cell(asked[0].task, "", method, cache, len(asked), right, whole, done.lossless, done.totals, fitted)
 
 
 def table(cells: Sequence[Cell]) -> Table:

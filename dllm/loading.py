@@ -20,6 +20,8 @@ from dllm.weights import check, fill, line, read_json, survey
 
 ZOO = Path(__file__).parent / "zoo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
+"""A checkpoint's files besides its weights: config, tokenizer and chat template."""
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
@@ -143,12 +145,11 @@ def download(name: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    small = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=small))
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*SMALL]))
         if diffusion_gemma.ARCHITECTURE not in classes(config := read_config(folder)):
             family_of(config, folder)
-        patterns = [*small, "*.safetensors"]
+        patterns = [*SMALL, "*.safetensors"]
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
         if not any(folder.glob("*.safetensors")):
             raise DllmError(

@@ -57,10 +57,11 @@ def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
 
 
 def printable(value: Any) -> Any:
-    """A value as JSON has it: an infinite number as text."""
+    """A value as JSON has it: an infinite number and an object as text."""
     if isinstance(value, tuple):
         return [printable(part) for part in value]
-    return str(value) if isinstance(value, float) and not isfinite(value) else value
+    plain = isinstance(value, str | int | None) or (isinstance(value, float) and isfinite(value))
+    return value if plain else str(value)
 
 
 def convert(option: str, value: Any, hint: Any) -> Any:

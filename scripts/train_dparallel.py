@@ -34,8 +34,9 @@ from dllm.filters import prompts
 from dllm.filters.collect import Collection, Decoding, asked_of
 from dllm.filters.files import replace_bytes, save
 from dllm.filters.traces import Traces
-from dllm.loading import family_of, find, read_config
+from dllm.loading import SMALL, family_of, find, read_config
 from dllm.models.transformer import Transformer
+from dllm.samplers.base import check_at_least, check_probability, check_whole
 from dllm.weights import opened
 
 LAYERS = ["qkv", "out", "gate_up", "down"]
@@ -60,6 +61,15 @@ class Recipe:
     lora: int = 0
     """The rank of adapters, which are trained alone and merged at the end; 0 trains all weights."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises DllmError for values that cannot be."""
+        for name, least in (("steps", 1), ("rows", 1), ("warmup", 1), ("lora", 0), ("seed", 0)):
+            check_whole(name, getattr(self, name), least, "see --help")
+        for name in ("learning_rate", "certainty"):
+            check_at_least(name, getattr(self, name), 0, "see --help")
+        if self.share is not None:
+            check_probability("share", self.share, "masked in the complement alone", "in the first half alone")
 
 
 @dataclass(frozen=True)
@@ -194,7 +204,7 @@ class Trainer:
         model = net.merge_and_unload() if self.recipe.lora else self.model
         family = family_of(read_config(source), source)
         tensors = family.checkpoint(model, self.spec)
-        for file in source.glob("*.json"):
+        for file in (file for pattern in SMALL for file in source.glob(pattern)):
             if file.name != "recipe.json" and not file.name.endswith("index.json"):
                 shutil.copy(file, self.folder)
         weights = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}

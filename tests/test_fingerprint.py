@@ -24,3 +24,11 @@ def test_other_weights_names_and_shapes_are_told_apart(tiny):
 def test_what_has_no_weights_has_none():
     with pytest.raises(DllmError, match="SimpleNamespace has no weights that could be told from others"):
         fingerprint(SimpleNamespace())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_last_of_half_a_billion_values_is_read_as_well():
+    """As many as in LLaDA-8B's embedding; float32 knows no such number but the next one."""
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.zeros(1).expand(126_464 * 4096), requires_grad=False)
+    assert len(fingerprint(module)) == 16

@@ -1,7 +1,7 @@
 """Ask a model the questions of a task: one run of the engine, and every answer as soon as it is finished."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dllm.cache
@@ -115,14 +115,20 @@ class CausalMethod:
         return {"draft": drafter, "verify": rule, "chat": self.chat} | settings
 
 
-def method_of(spec: ModelSpec, task: Task, **decoding: Any) -> Method | CausalMethod:
-    """How a model answers, from what was given for it. Raises DllmError for what is meant for the other kind."""
+def method_of(spec: ModelSpec, task: Task, name: str = "", **decoding: Any) -> Method | CausalMethod:
+    """How a model answers, from what was given for it. Raises DllmError for what is meant for the other kind.
+
+    name: of the model, for samplers that need what comes with it.
+    """
     causal = spec.attention == "causal"
-    for name in ("sampler", "cache", "remasking") if causal else ("draft", "verify"):
-        if (value := decoding.pop(name, None)) is not None:
+    for option in ("sampler", "cache", "remasking") if causal else ("draft", "verify"):
+        if (value := decoding.pop(option, None)) is not None:
             kind = "decodes token by token" if causal else "fills masks"
-            raise DllmError(f"{name}={value!r} does not apply to this model, which {kind}; leave it out.")
-    return CausalMethod.of(task, **decoding) if causal else Method.of(task, spec=spec, **decoding)
+            raise DllmError(f"{option}={value!r} does not apply to this model, which {kind}; leave it out.")
+    if causal:
+        return CausalMethod.of(task, **decoding)
+    method = Method.of(task, spec=spec, **decoding)
+    return replace(method, sampler=method.sampler.for_model(name))
 
 
 def over(task: Task, settings: Mapping[str, Any], spec: ModelSpec | None = None) -> dict[str, Any]:

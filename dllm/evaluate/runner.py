@@ -109,7 +109,7 @@ def evaluate(
     where, source = environment(model, name), partial(answers, model)
     return collect(
         task,
-        method_of(model.spec, task, **decoding),
+        method_of(model.spec, task, getattr(model, "name", ""), **decoding),
         where,
         source,
         output,

@@ -68,7 +68,7 @@ def fit(
     finite, and where no proposal or every one is final.
     """
     inputs, others = (columns_of(part.features, recipe.features) for part in (train, valid))
-    if not inputs[train.masked].isfinite().all():
+    if not (inputs.isfinite().all() and others.isfinite().all()):
         raise DllmError("the traces hold features that are not finite; collect them again, in a wider dtype.")
     weight, mean, std = balance(train), inputs[train.masked].mean(0), inputs[train.masked].std(0)
     std = std.where(std > 1e-6, 1.0)

@@ -45,6 +45,8 @@ def of_dataset(name: str) -> list[Prompt]:
 
 def of_rows(rows: Sequence[dict[str, Any]], where: str) -> list[Prompt]:
     """What stands in the first of COLUMNS that the rows have: text, messages, or token ids."""
+    if not rows:
+        raise DllmError(f"{where} has no rows; give another split or data set.")
     column = next((name for name in COLUMNS if name in rows[0]), None)
     if column is None:
         raise DllmError(f"the rows of {where} have {', '.join(rows[0])}, and none of {', '.join(COLUMNS)}; rename one.")

@@ -257,6 +257,13 @@ class Sampler:
     def needs(self) -> Needs:
         return Needs()
 
+    def for_model(self, name: str) -> "Sampler":
+        """The same rule with what was fitted for the model of this name, for rules that need it and name nothing.
+
+        name: of a bundled model, or its folder. Raises DllmError if nothing comes with it.
+        """
+        return self
+
     def temperature(self, block_step: Int[Tensor, " B"]) -> Float[Tensor, " B"] | None:
         """At which temperature `drawn` is wanted, for rules with one of their own; None: that of the settings."""
         return None

@@ -107,15 +107,34 @@ class Filter:
         return logits
 
 
+def bundled() -> list[str]:
+    """The bundled models that have a filter."""
+    return sorted(path.parent.name for path in ZOO.glob(f"*/{FILE}"))
+
+
+def place(name: str) -> Path:
+    """Where a filter should be: of a bundled model, in a folder, or itself."""
+    path = ZOO / name if name in bundled() else Path(name).expanduser()
+    return path / FILE if path.is_dir() else path
+
+
+def of_model(name: str) -> str:
+    """The name of a model that comes with a filter, as `read` takes it. Raises DllmError if it comes without one."""
+    if not name or not place(name).is_file():
+        raise DllmError(
+            f"{name or 'this model'} comes without a filter for the sampler learned; make one with dllm train-filter "
+            f"--model {name or 'MODEL'} --output FOLDER, and give filter=FOLDER."
+        )
+    return name
+
+
 def find(name: str) -> Path:
     """The file of a filter: of a bundled model, in a folder, or itself. Raises DllmError if there is none."""
-    bundled = sorted(path.parent.name for path in ZOO.glob(f"*/{FILE}"))
-    path = ZOO / name if name in bundled else Path(name).expanduser()
-    path = path / FILE if path.is_dir() else path
+    path = place(name)
     if not path.is_file():
         raise DllmError(
             f"there is no filter {name!r}; give a file that dllm train-filter wrote, its folder, or the name of a "
-            f"bundled model that has one: {', '.join(bundled) or 'none'}."
+            f"bundled model that has one: {', '.join(bundled()) or 'none'}."
         )
     return path
 
@@ -143,7 +162,7 @@ def read(name: str) -> Filter:
         check_features(features)
         net = make_net(kind).build(channels(features), made_for.block_length)
         net.load_state_dict(tensors)
-    except (DllmError, RuntimeError) as error:
+    except (DllmError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DllmError(f"{path} has other features or another network than are known here: {reason}") from error
     return Filter(net.requires_grad_(False), kind, features, made_for, threshold, facts)

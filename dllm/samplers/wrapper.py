@@ -35,6 +35,9 @@ class Wrapper(Sampler):
     def needs(self) -> Needs:
         return replace(self.inner.needs(), plain=False)
 
+    def for_model(self, name: str) -> Sampler:
+        return replace(self, base=self.inner.for_model(name))
+
     def temperature(self, block_step: Int[Tensor, " B"]) -> Float[Tensor, " B"] | None:
         return self.inner.temperature(block_step)
 

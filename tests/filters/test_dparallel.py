@@ -128,6 +128,14 @@ def test_adapters_alone_are_trained_and_merged(script, data, recipe, tmp_path):
     assert {name for name, _ in merged.named_parameters()} == {name for name, _ in fresh().named_parameters()}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 0), ("rows", 0), ("warmup", 0), ("lora", -1), ("certainty", -1.0), ("share", 5.0)]
+)
+def test_a_recipe_that_cannot_be_is_told(script, name, value):
+    with pytest.raises(DllmError, match=f"{name}={value}"):
+        script.Recipe(**{name: value})
+
+
 def test_without_peft_adapters_name_the_extra(script, data, recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(DllmError, match=r"--lora needs peft; install it with pip install 'dllm-decode\[train\]'"):

@@ -89,8 +89,9 @@ def test_one_class_alone_is_refused():
 def test_features_that_are_not_finite_are_refused():
     broken = made_up()
     broken.features[3, :, 1] = torch.nan
-    with pytest.raises(DllmError, match="the traces hold features that are not finite"):
-        fit(broken, made_up(), RECIPE)
+    for parts in ((broken, made_up()), (made_up(), broken)):
+        with pytest.raises(DllmError, match="the traces hold features that are not finite"):
+            fit(*parts, RECIPE)
 
 
 def test_a_loss_that_is_not_finite_is_refused():

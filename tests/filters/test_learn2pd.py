@@ -1,16 +1,27 @@
 """The sampler with a filter: what its strictest and loosest thresholds are, and that it is one sampler among others."""
 
+import json
+from pathlib import Path
 from pickle import dumps, loads
 
 import pytest
 import torch
+from rich.console import Console
 
 import cases
+import checkpoints
 import dllm
-from dllm import DllmError, generate
-from dllm.samplers import Learn2PD, make
+from dllm import DllmError, compare, generate
+from dllm.evaluate import tasks
+from dllm.evaluate.answers import method_of
+from dllm.filters.train import write
+from dllm.fingerprint import fingerprint
+from dllm.options import parts
+from dllm.samplers import SAMPLERS, Learn2PD, make
+from dllm.samplers.base import Fitted
 from dllm.samplers.features import Sight
 from dllm.samplers.filter import Filter, find, make_net, read
+from dllm.verify import finished
 
 ASK = {"gen_length": 6, "block_length": 4, "eos_early_stop": False, "seed": 0}
 
@@ -127,8 +138,53 @@ def test_a_file_gives_the_filter_back(trained):
     assert isinstance(again, Filter) and find(str(folder)) == folder / "filter.safetensors"
 
 
-def test_bundled_models_have_filters():
-    assert make("learned").made.made_for.model == "tiny-llada"
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A model from a folder with a filter beside its weights."""
+    folder = checkpoints.save(tmp_path_factory.mktemp("model"))
+    made = dllm.load(folder)
+    net = make_net("shared").build(1, 4).requires_grad_(False)
+    made_for = Fitted("", made.name, fingerprint(made), 4)
+    write(
+        Filter(net, "shared", ("confidence",), made_for, 0.5, {"from": "nowhere"}), Path(folder) / "filter.safetensors"
+    )
+    return made
+
+
+def test_the_filter_that_comes_with_a_model_is_taken_where_none_is_named(opened):
+    ask = {"gen_length": 8, "block_length": 4, "seed": 0}
+    for name in ("learned", "prophet:base=learned", "learned:threshold=0.7"):
+        run = dllm.stream(opened, "a", name, "none", **ask)
+        assert run.needs.fitted.method == str(Path(opened.name) / "filter.safetensors")
+        assert all(len(row) == 8 for row in finished(run).completions)
+    assert make("learned").for_model("tiny-llada").made.made_for.model == "tiny-llada"
+    assert make("learned", threshold=0.3).for_model("tiny-llada").threshold == 0.3
+    assert make("static").for_model("nothing") == make("static")
+
+
+def test_a_model_without_a_filter_is_told_how_one_is_made(model, tmp_path):
+    with pytest.raises(
+        DllmError, match=r"this model comes without a filter .* make one with dllm train-filter --model"
+    ):
+        generate(model, cases.PROMPTS, "learned", **ASK)
+    with pytest.raises(DllmError, match=f"--model {tmp_path} --output FOLDER, and give filter=FOLDER"):
+        make("sliding:base=learned").for_model(str(tmp_path))
+    with pytest.raises(DllmError, match="learned has no filter yet"):
+        make("learned")(cases.example())
+
+
+def test_records_name_the_filter_that_was_used(opened, trained):
+    file = str(Path(opened.name) / "filter.safetensors")
+    told = method_of(opened.spec, tasks.make("drill"), opened.name, sampler="learned", block_length=4).facts()[
+        "sampler"
+    ]
+    assert told["filter"] == opened.name and told["fitted"]["method"] == file and told["threshold"] == 0.5
+    chosen, _ = compare.legal(opened, [("learned", "none")], gen_length=8, block_length=4)
+    [cell] = compare.run(
+        opened, compare.questions(["drill"], 1, 0), chosen, Console(quiet=True), gen_length=8, block_length=4
+    )
+    assert cell.record()["fitted"] == f"{file} {told['fitted']['digest']}"
+    assert json.loads(json.dumps(parts(Learn2PD(trained[1]), SAMPLERS)))["filter"].startswith("Filter(kind='shared")
 
 
 def test_a_filter_that_is_not_there_is_told_with_those_that_are(tmp_path):

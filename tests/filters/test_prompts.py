@@ -45,6 +45,9 @@ def test_rows_have_their_prompt_under_a_usual_name(tmp_path):
 def test_a_data_set_is_named_with_config_and_split(monkeypatch, name, want):
     monkeypatch.setattr(data, "fetch", lambda *given: [{"prompt": str(given[:3])}])
     assert prompts.of_dataset(name) == [str(want)]
+    monkeypatch.setattr(data, "fetch", lambda *_: [])
+    with pytest.raises(DllmError, match=f"{name} has no rows; give another split"):
+        prompts.of_dataset(name)
 
 
 def test_tasks_give_training_problems():

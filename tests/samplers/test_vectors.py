@@ -34,8 +34,12 @@ VECTORS = [
     ("localleap:threshold=0.9,relaxed_threshold=0.75,radius=2", 1, {0, 1, 3, 5}),
     ("localleap:threshold=0.97,relaxed_threshold=0.75,radius=4", 1, {0}),  # no anchor, so nothing is near one
     ("localleap:threshold=0.9,relaxed_threshold=0,radius=1", 1, {0, 1, 4, 5}),
-    ("learned:threshold=1", 1, {0}),  # by confidence where the filter believes nothing; the rest is in tests/filters
-    ("learned:threshold=0", 1, {0, 1, 3, 4, 5, 7}),
+    (
+        "learned:filter=tiny-llada,threshold=1",
+        1,
+        {0},
+    ),  # by confidence where the filter believes nothing; the rest is in tests/filters
+    ("learned:filter=tiny-llada,threshold=0", 1, {0, 1, 3, 4, 5, 7}),
     ("dparallel:threshold=0.5", 1, {0, 5}),
     ("dparallel:threshold=0.75", 1, {0, 1, 5}),
     ("dparallel:threshold=0.1", 1, {0}),
@@ -117,7 +121,7 @@ def test_dreams_timesteps_round_down_and_the_last_takes_the_rest(masks, steps, w
 
 @pytest.mark.parametrize("name", MASKED)
 def test_random_blocks_lose_a_mask_a_step_until_none_is_left(name):
-    sampler = make(name)
+    sampler = make(name).for_model("tiny-llada")
     p = cases.example(torch.rand(8).tolist(), decided=[], quota=1)
     for step in range(1, 9):
         after = sampler(p)
@@ -135,7 +139,7 @@ def test_padding_other_blocks_and_decided_columns_are_left_alone(name):
     valid = torch.tensor([[True, True, True, True, False, False, False, False]])
     for part in ({"span": Span(p.span.columns, valid)}, {"block": valid}, {"open": valid}):
         some = replace(p, **part)
-        assert revealed(some, make(name)(some)) <= {0, 1, 3}
+        assert revealed(some, make(name).for_model("tiny-llada")(some)) <= {0, 1, 3}
 
 
 def test_ties_go_to_the_lower_column():
