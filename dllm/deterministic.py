@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from dllm.cache.base import Cache
+from dllm.kernels.jit import suits
 from dllm.kernels.linear import linear
-from dllm.kernels.rms_norm import suits
-from dllm.spec import Model
+from dllm.kernels.quantize_rows import E4M3
 
 
 class FixedOrder(TorchFunctionMode):
@@ -30,7 +30,11 @@ class FixedOrder(TorchFunctionMode):
         return (linear if func is F.linear else func)(*args, **(kwargs or {}))
 
 
-def shareable(model: Model, cache: Cache) -> bool:
-    """Whether rows may share a forward: all that sums in it is ours, which experts and sums of attention are not."""
+def shareable(model: Any, cache: Cache) -> bool:
+    """Whether rows may share a forward: all that sums in it is ours.
+
+    Experts, sums of attention and products of 8-bit weights are not.
+    """
     ours = model.spec.cacheable and model.spec.experts is None and not cache.attentive
+    ours = ours and E4M3 not in {weight.dtype for weight in model.parameters()}
     return ours and suits(torch.empty(0, dtype=model.dtype, device=model.device))

@@ -37,7 +37,11 @@ Step = Callable[..., Float[Tensor, "B N W C"]]
 
 
 class CudaRecorder:
-    """Records on a stream of its own, all graphs in one pool of memory: they never run at the same time."""
+    """Records on a stream of its own, all graphs in one pool of memory: they never run at the same time.
+
+    Not on a stream that recordings of others use too: cuBLAS has working memory for every stream, which torch may give
+    up with the first of a stream's graphs. That of these graphs stays in their pool.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]  # of torch

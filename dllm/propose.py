@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dllm.kernels.token_stats import Banned, suits, token_stats
+from dllm.kernels.jit import suits
+from dllm.kernels.token_stats import Banned, token_stats
 from dllm.noise import Key
 from dllm.samplers.base import Draws, Proposal
 from dllm.settings import Settings

@@ -20,7 +20,6 @@ import dllm
 from dllm.models.transformer import Transformer
 from dllm.samplers.base import Prediction, evenly
 from dllm.samplers.static import Static
-from dllm.settings import NAMES
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,6 @@ class Case:
         return self.answer or self.sizes.answer
 
     def __call__(self) -> Timing:
-        settings: dict[str, Any] = {"graphs": self.graphs, "deterministic": self.deterministic}
         wait(self.model.device)
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
@@ -129,7 +127,8 @@ class Case:
             steps=self.sizes.steps(self.length),
             batch_size=self.batch,
             eos_early_stop=False,
-            **{name: value for name, value in settings.items() if name in NAMES},
+            graphs=self.graphs,
+            deterministic=self.deterministic,
         )
         predict = run.predict
 

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 import dllm
 from dllm import DllmError, Settings, generate, load
-from dllm.deterministic import FixedOrder
+from dllm.cache import DualCache
+from dllm.deterministic import FixedOrder, shareable
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 2, 11, 12, 13], [20, 21]]
 """Ragged, so that the shapes of a batch are not those of a row."""
@@ -56,6 +57,13 @@ def test_linear_maps_of_any_module_are_summed_in_one_order_and_only_within():
         inside = [layer(x[:n]) for n in (3, 40)]
         assert torch.equal(inside[0], inside[1][:3]) and torch.equal(F.linear(x, layer.weight, layer.bias), inside[1])
     torch.testing.assert_close(layer(x), inside[1])
+
+
+def test_rows_share_forwards_only_where_all_sums_are_ours(monkeypatch):
+    assert not shareable(load("tiny-llada", device="cpu"), DualCache())  # whose sums torch makes
+    monkeypatch.setattr("dllm.deterministic.suits", lambda _: True)
+    assert shareable(load("tiny-llada"), DualCache())
+    assert not shareable(load("tiny-llada", weights="fp8"), DualCache())
 
 
 @pytest.mark.usefixtures("unchecked")

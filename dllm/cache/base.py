@@ -19,8 +19,9 @@ from dllm import transfer
 from dllm.canvas import Canvas, Span
 from dllm.kernels.attention import Attended, Side
 from dllm.kernels.attention import attention as stored_attention
+from dllm.kernels.jit import suits
 from dllm.kernels.rotary import Rotation, rotate
-from dllm.kernels.write_rows import suits, write_rows
+from dllm.kernels.write_rows import write_rows
 from dllm.spec import ModelSpec
 
 

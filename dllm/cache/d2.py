@@ -14,9 +14,9 @@ from dllm.cache.settling import NotingState
 from dllm.cache.watching import mass, probabilities
 from dllm.canvas import Canvas, Span, highest
 from dllm.errors import DllmError
+from dllm.kernels.jit import suits
 from dllm.kernels.mass import mass as column_mass
 from dllm.kernels.rotary import Rotation, rotate
-from dllm.kernels.write_rows import suits
 from dllm.spec import ModelSpec
 
 

@@ -17,9 +17,9 @@ from dllm.canvas import Canvas, Span
 from dllm.errors import DllmError
 from dllm.kernels.attention import attention as stored_attention
 from dllm.kernels.drift import drift
+from dllm.kernels.jit import suits
 from dllm.kernels.mass import mass as column_mass
 from dllm.kernels.rotary import Rotation, rotate
-from dllm.kernels.write_rows import suits
 from dllm.spec import ModelSpec
 
 

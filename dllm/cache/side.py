@@ -14,8 +14,8 @@ from torch import Tensor
 from dllm.cache.base import StoredView, View, attention
 from dllm.canvas import Span
 from dllm.kernels.attention import Side
+from dllm.kernels.jit import suits
 from dllm.kernels.rotary import Rotation, rotate
-from dllm.kernels.write_rows import suits
 
 NOBODY = -2
 """What a row owns that sees all that is stored; -1 is the owner of a column that nobody owns."""

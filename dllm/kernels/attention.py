@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.kernels.jit import jit, tl
-from dllm.kernels.write_rows import power_of_two, suits
+from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
 
 SLOTS = 264
 """Programs that an H100 or H200 runs at a time: two on each of its 132 multiprocessors."""
@@ -268,7 +267,8 @@ def triton_attention(
     if parts > 1:
         to = (q.new_empty(parts, *q.shape, dtype=torch.float32), q.new_empty(parts, *lse.shape, dtype=torch.float32))
     sizes = (batch, n_rows, n_side, length, n_heads, kv_heads, parts, shares, owner_batch)
-    _attention_kernel[(tiles, kv_heads * parts, batch)](
+    launch(
+        *(_attention_kernel, (tiles, kv_heads * parts, batch)),
         *(q.contiguous(), keys, values, slots.contiguous(), lengths.contiguous()),
         *(slots if reach is None else reach.contiguous(), *beside, *to, *sizes),
         *(width**-0.5 * 1.4426950408889634, width, shape.queries, shape.keys),
@@ -279,8 +279,8 @@ def triton_attention(
     )
     if parts > 1:
         n = batch * n_rows * n_heads
-        grid = (-(-n // COMBINED),)
-        _combine_kernel[grid](*to, out, lse, n, parts, width, power_of_two(width), COMBINED, num_warps=4)
+        given = (*to, out, lse, n, parts, width, power_of_two(width), COMBINED)
+        launch(_combine_kernel, (-(-n // COMBINED),), *given, num_warps=4)
     return out, lse
 
 

@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.kernels.attention import probabilities, scores, seen
-from dllm.kernels.jit import jit, tl
-from dllm.kernels.write_rows import power_of_two, suits
+from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
 
 LEAST = tl.constexpr(1e-18)
 """What squares to 0 in float32 counts as unchanged."""
@@ -146,7 +145,8 @@ def triton_drift(
     n_parts = (-(-length // columns), -(-n_rows // queries))
     parts, out = old_lse.new_empty(batch, 2, n_parts[0] * n_parts[1]), old_lse.new_empty(batch)
     given = (old_q, new_q, old_lse, new_lse, keys, overwritten, where, slots, lengths, valid)
-    _drift_kernel[(*n_parts, batch)](
+    launch(
+        *(_drift_kernel, (*n_parts, batch)),
         *(x.contiguous() for x in given),
         *(slots if reach is None else reach.contiguous(), parts, n_rows, overwritten.shape[1], length, n_heads),
         *(kv_heads, width**-0.5 * 1.4426950408889634, width, queries, columns, max(16, power_of_two(width))),
@@ -154,7 +154,7 @@ def triton_drift(
         num_warps=8 if full else 4,
         num_stages=2,
     )
-    _mean_kernel[(batch,)](parts, out, parts.shape[2], SUMMED, num_warps=4)
+    launch(_mean_kernel, (batch,), parts, out, parts.shape[2], SUMMED, num_warps=4)
     return out
 
 

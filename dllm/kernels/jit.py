@@ -4,6 +4,9 @@ from inspect import unwrap
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 try:
     import triton
     import triton.language as tl
@@ -17,3 +20,21 @@ AVAILABLE = triton is not None
 def jit(function: Any) -> Any:
     """triton.jit of what was written: tests wrap all functions, and Triton looks for names where the wrapper stands."""
     return triton.jit(unwrap(function)) if AVAILABLE else function
+
+
+def suits(*given: Tensor) -> bool:
+    """Whether kernels can take these: they have no derivatives, and nothing beyond float32."""
+    if not (AVAILABLE and given[0].is_cuda and given[0].dtype in (torch.bfloat16, torch.float16, torch.float32)):
+        return False
+    return not (torch.is_grad_enabled() and any(part.requires_grad for part in given))
+
+
+def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **how: Any) -> None:
+    """Start a kernel on the device of its first argument; Triton takes the current one, wherever the tensors are."""
+    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]  # of torch
+        kernel[grid](first, *others, **how)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is not below n."""
+    return 1 << (n - 1).bit_length()

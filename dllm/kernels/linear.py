@@ -10,13 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dllm.kernels.jit import jit, tl
-from dllm.kernels.rms_norm import suits
+from dllm.kernels.jit import jit, launch, suits, tl
 
 ROWS = 64
 """Rows of a tile: the least that Hopper's matrix instruction takes, as a window of one sequence has 32."""
-
-
 SHARE = 16
 """Rows that the reference multiplies at once, zeros in place of missing ones."""
 
@@ -78,7 +75,7 @@ def triton_linear(
     if n_rows:
         grid = (-(-n_rows // ROWS), -(-n_out // wide))  # rows first, so that programs side by side share weights
         given = (x, weight, weight if bias is None else bias, out, n_rows, n_out, n_in, bias is not None)
-        _linear_kernel[grid](*given, ROWS, wide, deep, num_warps=4, num_stages=stages)
+        launch(_linear_kernel, grid, *given, ROWS, wide, deep, num_warps=4, num_stages=stages)
     return out
 
 

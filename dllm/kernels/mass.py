@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.kernels.attention import probabilities, scores, seen
-from dllm.kernels.jit import jit, tl
-from dllm.kernels.write_rows import power_of_two, suits
+from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
 
 SUMMED = 256
 """Columns of a program that sums the heads."""
@@ -104,7 +103,8 @@ def triton_mass(
     parts, out = lse.new_empty(batch, kv_heads, length), lse.new_empty(batch, length)
     full = q.dtype == torch.float32  # then products do not run on tensor cores, and live in registers
     queries, columns = (16, 32) if full else (32, 64)
-    _mass_kernel[(-(-length // columns), kv_heads, batch)](
+    launch(
+        *(_mass_kernel, (-(-length // columns), kv_heads, batch)),
         *(q.contiguous(), lse.contiguous(), keys, slots.contiguous(), lengths.contiguous(), valid.contiguous()),
         *(slots if reach is None else reach.contiguous(), parts, n_rows, length, n_heads, kv_heads),
         *(width**-0.5 * 1.4426950408889634, width, queries, columns, max(16, power_of_two(width)), reach is not None),
@@ -112,7 +112,7 @@ def triton_mass(
         num_warps=8 if full else 4,
         num_stages=2,
     )
-    _sum_kernel[(-(-length // SUMMED), batch)](parts, out, kv_heads, length, SUMMED, num_warps=4)
+    launch(_sum_kernel, (-(-length // SUMMED), batch), parts, out, kv_heads, length, SUMMED, num_warps=4)
     return out
 
 

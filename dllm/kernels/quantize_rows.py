@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dllm.kernels.jit import AVAILABLE, jit, tl
+from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
 
 E4M3 = torch.float8_e4m3fn
 MOST = 448.0
@@ -36,13 +36,13 @@ def triton_quantize_rows(x: Float[Tensor, "M C"]) -> tuple[Tensor, Float[Tensor,
     x = x.contiguous()
     rows, width = x.shape
     out, scales = torch.empty_like(x, dtype=E4M3), torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    block = 1 << (width - 1).bit_length()
+    block = power_of_two(width)
     # 32 numbers a thread at most, so that a row stays in registers between its maximum and its quotients.
     warps = min(16, max(1, block // 1024))
-    _quantize_rows_kernel[(rows,)](x, out, scales, width, MOST=MOST, LEAST=LEAST, BLOCK=block, num_warps=warps)
+    launch(_quantize_rows_kernel, (rows,), x, out, scales, width, MOST, LEAST, block, num_warps=warps)
     return out, scales
 
 
 def quantize_rows(x: Float[Tensor, "M C"]) -> tuple[Tensor, Float[Tensor, "M 1"]]:
     """As the reference; the kernel on a GPU. The first result is float8_e4m3fn of the shape (M, C)."""
-    return triton_quantize_rows(x) if x.is_cuda and AVAILABLE else reference_quantize_rows(x)
+    return triton_quantize_rows(x) if suits(x) else reference_quantize_rows(x)

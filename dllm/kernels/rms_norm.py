@@ -9,14 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dllm.kernels.jit import AVAILABLE, jit, tl
-
-
-def suits(*given: Tensor) -> bool:
-    """Whether kernels can take these: they have no derivatives, and nothing beyond float32."""
-    if not (AVAILABLE and given[0].is_cuda and given[0].dtype in (torch.bfloat16, torch.float16, torch.float32)):
-        return False
-    return not (torch.is_grad_enabled() and any(part.requires_grad for part in given))
+from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
 
 
 def reference_rms_norm(x: Float[Tensor, "... C"], weight: Float[Tensor, " C"], eps: float) -> Float[Tensor, "... C"]:
@@ -56,13 +49,13 @@ def triton_rms_norm(
     """x, or its sum with `more`, and the norm of that."""
     x, size = x.contiguous(), x.shape[-1]
     out, both = torch.empty_like(x), x if more is None else torch.empty_like(x)
-    block = 1 << (size - 1).bit_length()
+    block = power_of_two(size)
     other = x if more is None else more.contiguous()
     if x.numel():
         # At most 16 numbers a thread: two loads of 16 bytes in half precision.
         warps = max(1, min(8, block // 512))
-        grid = (x.numel() // size,)
-        _rms_norm_kernel[grid](x, other, both, weight, out, size, eps, more is not None, block, num_warps=warps)
+        given = (x, other, both, weight, out, size, eps, more is not None, block)
+        launch(_rms_norm_kernel, (x.numel() // size,), *given, num_warps=warps)
     return both, out
 
 

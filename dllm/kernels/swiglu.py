@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dllm.kernels.jit import jit, tl
-from dllm.kernels.rms_norm import suits
+from dllm.kernels.jit import jit, launch, suits, tl
 
 BLOCK = 1024
 """Numbers of a program: 8 for each of 128 threads, 16 bytes in half precision."""
@@ -35,7 +34,8 @@ def triton_swiglu(gate_up: Float[Tensor, "... G"]) -> Float[Tensor, "... F"]:
     gate_up, width = gate_up.contiguous(), gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():
-        _swiglu_kernel[(out.numel() // width, -(-width // BLOCK))](gate_up, out, width, BLOCK, num_warps=4)
+        grid = (out.numel() // width, -(-width // BLOCK))
+        launch(_swiglu_kernel, grid, gate_up, out, width, BLOCK, num_warps=4)
     return out
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.kernels.jit import AVAILABLE, jit, tl
+from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
 from dllm.noise import gumbel
 
 CHUNK = 4096
@@ -254,24 +254,18 @@ def triton_token_stats(
         logits = logits.contiguous()
     n_rows, n_chunks = batch * width, -(-vocab_size // CHUNK)
     tokens = torch.empty(batch, width, dtype=torch.long, device=logits.device)
-    stats = torch.empty(7, batch, width, device=logits.device)
+    stats = torch.empty(7, batch, width, dtype=torch.float32, device=logits.device)
     if n_rows == 0:
         return TokenStats(tokens, *stats)
-    parts = torch.empty(4, n_rows, n_chunks, device=logits.device)
+    parts = torch.empty(4, n_rows, n_chunks, dtype=torch.float32, device=logits.device)
     places, draw = (never.never, False) if place is None else (place.contiguous(), True)
     layout = (n_rows, width, logits.stride(0), logits.stride(1), vocab_size, n_chunks, sharpness(temperature), draw)
     # Without noise 64 logits a thread, so that sums across threads cost little; with noise 16, as their registers last.
-    _chunk_kernel[(n_rows * n_chunks,)](
-        logits, never.never, never.chunks, places, parts, *layout, CHUNK, num_warps=8 if draw else 2
-    )
-    chunks = 1 << (n_chunks - 1).bit_length()
-    _row_kernel[(n_rows,)](logits, never.never, places, parts, tokens, stats, *layout, CHUNK, chunks, num_warps=8)
+    given = (logits, never.never, never.chunks, places, parts, *layout, CHUNK)
+    launch(_chunk_kernel, (n_rows * n_chunks,), *given, num_warps=8 if draw else 2)
+    made = (parts, tokens, stats, *layout, CHUNK, power_of_two(n_chunks))
+    launch(_row_kernel, (n_rows,), logits, never.never, places, *made, num_warps=8)
     return TokenStats(tokens, *stats)
-
-
-def suits(logits: Tensor) -> bool:
-    """Whether the kernels can take these logits."""
-    return AVAILABLE and logits.is_cuda and logits.dtype in (torch.bfloat16, torch.float16, torch.float32)
 
 
 def token_stats(

@@ -8,18 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dllm.kernels.jit import AVAILABLE, jit, tl
+from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
 from dllm.kernels.rotary import Rotation, rotate
 
 HEADS = 16
 """Heads of a program: at 128 numbers each, 16 bytes of either half for each of 128 threads in half precision."""
 
 Written = tuple[Float[Tensor, "B Q H D"], Float[Tensor, "B S K D"]]
-
-
-def suits(x: Tensor) -> bool:
-    """Whether the kernels can take these numbers."""
-    return AVAILABLE and x.is_cuda and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
 
 
 def reference_write_rows(
@@ -87,12 +82,13 @@ def _write_rows_kernel(
 ):
     batch, row, part = tl.program_id(0).to(tl.int64) // n_rows, tl.program_id(0) % n_rows, tl.program_id(1)
     q_parts, k_parts = tl.cdiv(n_heads, HEADS), tl.cdiv(kv_heads, HEADS)
-    stored, at = row < n_stored, batch * n_stored + row
+    stored, at, slot = row < n_stored, batch * n_stored + row, tl.load(slots + batch).to(tl.int64)
     column = tl.load(rows + at, mask=stored, other=0)
-    # Padding repeats a column: its first row alone writes, so that no two programs write to one place.
+    # Padding repeats a column, or all of a slot: the first alone writes, so that no two programs write to one place.
     again = tl.load(rows + at - 1, mask=stored & (row > 0), other=-1) == column
+    again = again | (tl.load(slots + batch - 1, mask=batch > 0, other=-1) == slot)
     stored = stored & (again == 0)
-    place = (tl.load(slots + batch).to(tl.int64) * length + column) * kv_heads
+    place = (slot * length + column) * kv_heads
 
     half, rest = tl.arange(0, HALF)[None, :], ROTATED + tl.arange(0, REST)[None, :]
     turning, resting = half < ROTATED // 2, rest < D
@@ -151,7 +147,7 @@ def triton_write_rows(
     rows: Int[Tensor, "B N"],
     keys_from: int,
 ) -> Written:
-    """The kernel. Of a column that `rows` repeats the first row is stored."""
+    """The kernel. Of a column that `rows` repeats, and of a slot that stands twice in a row, the first is stored."""
     batch, n_rows, n_heads, width = q.shape
     length, kv_heads = keys.shape[1:3]
     q, k, v = (x if x.stride()[2:] == (width, 1) else x.contiguous() for x in (q, k, v))
@@ -165,18 +161,14 @@ def triton_write_rows(
     sizes = (n_rows, rows.shape[1], keys_from, length, n_heads, kv_heads)
     grid = (batch * n_rows, -(-n_heads // HEADS) + 2 * -(-kv_heads // HEADS))
     # No products fused with sums: a key is then to the bit what torch makes of it.
-    _write_rows_kernel[grid](
-        *(q, k, v, cos, sin, keys, values, slots, rows, turned_q, turned_k, *sizes, *strides),
+    launch(
+        *(_write_rows_kernel, grid, q),
+        *(k, v, cos, sin, keys, values, slots, rows, turned_q, turned_k, *sizes, *strides),
         *(width, size, half, rest, HEADS),
         num_warps=4,
         enable_fp_fusion=False,
     )
     return turned_q, turned_k
-
-
-def power_of_two(n: int) -> int:
-    """The smallest that is not below n."""
-    return 1 << (n - 1).bit_length()
 
 
 def write_rows(

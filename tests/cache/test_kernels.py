@@ -25,7 +25,7 @@ def kernels(monkeypatch):
     def turn(on):
         for name, module in sorted(sys.modules.items()):
             if name.startswith("dllm.") and hasattr(module, "suits"):
-                monkeypatch.setattr(module, "suits", lambda _: on)
+                monkeypatch.setattr(module, "suits", lambda *_: on)
 
     return turn
 

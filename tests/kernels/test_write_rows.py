@@ -71,6 +71,13 @@ def test_one_table_serves_all_rows_of_a_batch(device):
     agree(case((2, 4, 4, 2, 16), torch.float32, device, one_table=True), 4)
 
 
+def test_of_a_repeated_slot_the_first_alone_is_stored(device):
+    q, k, v, by, keys, values, _, rows = case((3, 4, 4, 2, 16), torch.float32, device)
+    slots, rows = torch.tensor([2, 1, 1], device=device), rows[:1].repeat(3, 1)
+    triton_write_rows(q, k, v, by, keys, values, slots, rows, 4)
+    assert torch.equal(values[[2, 1]][:, rows[0]], v[:2]) and values[[0, 3]].isnan().all()
+
+
 def test_of_a_repeated_column_the_first_row_alone_is_stored(device):
     q, k, v, by, keys, values, slots, _ = case((1, 4, 4, 2, 16), torch.float32, device)
     rows = torch.tensor([[3, 5, 5, 5]], device=device)
