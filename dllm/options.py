@@ -51,9 +51,9 @@ def read(kind: str, name: str, text: str, given: Mapping[str, Any], known: Mappi
 def parts(method: Any, registry: Mapping[str, type]) -> dict[str, Any]:
     """A sampler or cache as its name and options; a sampler that it applies likewise."""
     name = next((name for name, made in registry.items() if type(method) is made), type(method).__name__)
-    options = {field.name: printable(getattr(method, field.name)) for field in fields(method)}
-    inner = {name: parts(value, registry) for name, value in options.items() if type(value) in registry.values()}
-    return {"name": name, **options, **inner}
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    nested = {n: parts(v, registry) if type(v) in registry.values() else printable(v) for n, v in values.items()}
+    return {"name": name, **nested}
 
 
 def printable(value: Any) -> Any:

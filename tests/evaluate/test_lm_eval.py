@@ -206,8 +206,8 @@ def test_speed_is_over_the_time_of_the_engine_alone(monkeypatch, tmp_path):
     run(lists(), args=args, limit=2)
     run(lists(), args=args, limit=4)
     assert [(len(new), seconds, kept) for new, seconds, kept in told] == [
-        (2, runs[0].seconds, 0),
-        (2, runs[1].seconds, 2),
+        (2, runs[0].accounts.seconds, 0),
+        (2, runs[1].accounts.seconds, 2),
     ]
 
 
