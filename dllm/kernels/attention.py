@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
+from dllm.kernels.jit import LN_2, LOG2_E, jit, launch, power_of_two, suits, tl
 
 SLOTS = 264
 """Programs that an H100 or H200 runs at a time: two on each of its 132 multiprocessors."""
@@ -213,7 +213,7 @@ def _attention_kernel(
     total = tl.where(total > 0, total, 1.0)  # of a query that sees nothing the highest score is -inf
     acc = (acc / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + queries * D + query[:, None] * D + d, acc, mask=real[:, None] & inside)
-    tl.store(lse + queries + query, (top + tl.log2(total)) * 0.6931471805599453, mask=real)
+    tl.store(lse + queries + query, (top + tl.log2(total)) * LN_2, mask=real)
 
 
 @jit
@@ -271,7 +271,7 @@ def triton_attention(
         *(_attention_kernel, (tiles, kv_heads * parts, batch)),
         *(q.contiguous(), keys, values, slots.contiguous(), lengths.contiguous()),
         *(slots if reach is None else reach.contiguous(), *beside, *to, *sizes),
-        *(width**-0.5 * 1.4426950408889634, width, shape.queries, shape.keys),
+        *(width**-0.5 * LOG2_E.value, width, shape.queries, shape.keys),
         *(max(16, power_of_two(width)), reach is not None, side is not None),
         "ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=shape.warps,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.kernels.attention import probabilities, scores, seen
-from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
+from dllm.kernels.jit import LOG2_E, jit, launch, power_of_two, suits, tl
 
 LEAST = tl.constexpr(1e-18)
 """What squares to 0 in float32 counts as unchanged."""
@@ -99,8 +99,8 @@ def _drift_kernel(
         mask = real[:, None] & (d < D)
         x_old = tl.load(old_q + query[:, None] * D + d, mask=mask, other=0.0)
         x_new = tl.load(new_q + query[:, None] * D + d, mask=mask, other=0.0)
-        whole_old = tl.load(old_lse + query, mask=real, other=0.0)[:, None] * 1.4426950408889634
-        whole_new = tl.load(new_lse + query, mask=real, other=0.0)[:, None] * 1.4426950408889634
+        whole_old = tl.load(old_lse + query, mask=real, other=0.0)[:, None] * LOG2_E
+        whole_new = tl.load(new_lse + query, mask=real, other=0.0)[:, None] * LOG2_E
         old = tl.dot(x_old, tl.trans(k_old), input_precision=PRECISION) * scale - whole_old
         new = tl.dot(x_new, tl.trans(k), input_precision=PRECISION) * scale - whole_new
         old, new = tl.maximum(tl.exp2(old), LEAST), tl.maximum(tl.exp2(new), LEAST)
@@ -149,7 +149,7 @@ def triton_drift(
         *(_drift_kernel, (*n_parts, batch)),
         *(x.contiguous() for x in given),
         *(slots if reach is None else reach.contiguous(), parts, n_rows, overwritten.shape[1], length, n_heads),
-        *(kv_heads, width**-0.5 * 1.4426950408889634, width, queries, columns, max(16, power_of_two(width))),
+        *(kv_heads, width**-0.5 * LOG2_E.value, width, queries, columns, max(16, power_of_two(width))),
         *(reach is not None, "ieee" if full else "tf32"),
         num_warps=8 if full else 4,
         num_stages=2,

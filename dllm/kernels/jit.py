@@ -11,8 +11,10 @@ try:
     import triton
     import triton.language as tl
 except ImportError:  # there are no wheels for macOS and Windows
-    triton, tl = None, SimpleNamespace(constexpr=int)
+    triton, tl = None, SimpleNamespace(constexpr=float)
 
+LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+"""Kernels count in powers of 2, which a GPU has an instruction for: from powers of e, and from logarithms back."""
 AVAILABLE = triton is not None
 """Whether kernels can run, on a GPU or in Triton's interpreter."""
 

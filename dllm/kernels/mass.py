@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dllm.kernels.attention import probabilities, scores, seen
-from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
+from dllm.kernels.jit import LOG2_E, jit, launch, power_of_two, suits, tl
 
 SUMMED = 256
 """Columns of a program that sums the heads."""
@@ -69,7 +69,7 @@ def _mass_kernel(
         counted = tl.load(valid + batch * n_rows + row, mask=real, other=0) != 0
         query, queries = row * n_heads + head * group + packed % group, batch * n_rows * n_heads
         x = tl.load(q + queries * D + query[:, None] * D + d, mask=real[:, None] & (d < D), other=0.0)
-        whole = tl.load(lse + queries + query, mask=counted, other=0.0) * 1.4426950408889634
+        whole = tl.load(lse + queries + query, mask=counted, other=0.0) * LOG2_E
         visible = counted[:, None] & exists[None, :]
         if REACH:
             reach = tl.load(reaches + batch * n_rows + row, mask=real, other=-1)
@@ -107,7 +107,7 @@ def triton_mass(
         *(_mass_kernel, (-(-length // columns), kv_heads, batch)),
         *(q.contiguous(), lse.contiguous(), keys, slots.contiguous(), lengths.contiguous(), valid.contiguous()),
         *(slots if reach is None else reach.contiguous(), parts, n_rows, length, n_heads, kv_heads),
-        *(width**-0.5 * 1.4426950408889634, width, queries, columns, max(16, power_of_two(width)), reach is not None),
+        *(width**-0.5 * LOG2_E.value, width, queries, columns, max(16, power_of_two(width)), reach is not None),
         "ieee" if full else "tf32",
         num_warps=8 if full else 4,
         num_stages=2,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dllm.kernels.jit import jit, launch, power_of_two, suits, tl
+from dllm.kernels.jit import LN_2, LOG2_E, jit, launch, power_of_two, suits, tl
 from dllm.noise import gumbel
 
 CHUNK = 4096
@@ -115,12 +115,12 @@ def _base(top):
 
     A whole one, so that the units of two chunks differ by a factor without rounding.
     """
-    return tl.ceil(top * 1.4426950408889634)
+    return tl.ceil(top * LOG2_E)
 
 
 @jit
 def _share(x, base, total):
-    return tl.exp2(x * 1.4426950408889634 - base) / total
+    return tl.exp2(x * LOG2_E - base) / total
 
 
 @jit
@@ -160,7 +160,7 @@ def _chunk_kernel(
     # Above -inf, as 0 x -inf would be NaN.
     x = tl.maximum(tl.load(at + token, mask=exists, other=-float("inf")).to(tl.float32), -1e30)
     top = tl.max(x, 0)
-    below = x * 1.4426950408889634 - _base(top)
+    below = x * LOG2_E - _base(top)
     e = tl.exp2(below)
     step = n_rows.to(tl.int64) * n_chunks
     to = parts + program
@@ -238,8 +238,8 @@ def _row_kernel(
     tl.store(to + 2 * n_rows, _share(top, base, total) - _share(second, base, total))
     tl.store(to + 3 * n_rows, top)
     tl.store(to + 4 * n_rows, second)
-    tl.store(to + 5 * n_rows, (base + tl.log2(total)) * 0.6931471805599453)
-    tl.store(to + 6 * n_rows, (tl.log2(total) - spread) * 0.6931471805599453)
+    tl.store(to + 5 * n_rows, (base + tl.log2(total)) * LN_2)
+    tl.store(to + 6 * n_rows, (tl.log2(total) - spread) * LN_2)
 
 
 def triton_token_stats(
