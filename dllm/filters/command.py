@@ -109,6 +109,7 @@ def told(made: Filter, path: Path, page: Path, as_json: bool) -> None:
     print(facts["calibration"]["guarantee"])
     ceiling = facts["ceiling"]
     print(
-        f"Tokens per forward: {ceiling['static']:.2f} one a step, {ceiling['oracle']:.2f} with the oracle, the ceiling."
+        f"Answer tokens per forward: {ceiling['static']:.2f} one a step, "
+        f"{ceiling['oracle']:.2f} with the oracle, the ceiling."
     )
     print(f"{path}, report: {page}")

@@ -58,7 +58,7 @@ def head(made: Filter) -> Iterator[str]:
     yield f"**{facts['calibration']['guarantee']}**"
     yield ""
     yield (
-        f"Tokens per forward on the calibration prompts: {ceiling['static']:.2f} one token a step; "
+        f"Answer tokens per forward on the calibration prompts: {ceiling['static']:.2f} one token a step; "
         f"{ceiling['oracle']:.2f} with the oracle, which reveals all that is final and nothing else: the ceiling."
     )
     yield ""
@@ -113,11 +113,11 @@ def reliability(made: Filter) -> list[str]:
 def tables(made: Filter, tasks: Mapping[str, Points], trained_on: Collection[str]) -> Iterator[str]:
     """Accuracy and speed, a table for each task."""
     if tasks:
-        yield "## Accuracy against tokens per forward"
+        yield "## Accuracy against answer tokens per forward"
         yield ""
         yield (
             "Held-out questions. Brackets: 95 % Wilson interval; the difference from plain thresholds (one token "
-            "a step among them) at the same tokens per forward, by question, with its paired bootstrap interval; "
+            "a step among them) at the same answer tokens per forward, by question, and its paired bootstrap interval; "
             "`*` marks the calibrated threshold."
         )
         yield ""
@@ -125,7 +125,7 @@ def tables(made: Filter, tasks: Mapping[str, Points], trained_on: Collection[str
         whether = "" if task not in trained_on and task.startswith(ALL) else f", {seen(task, trained_on)}"
         yield f"### {task}{whether}, n = {len(points['static'].right)}"
         plain = [p for name, p in points.items() if name.startswith(("static", "threshold"))]
-        names = ("sampler", "right, %", "tokens per forward", "wrong tokens", "points above plain thresholds")
+        names = ("sampler", "right, %", "answer tokens per forward", "wrong tokens", "points above plain thresholds")
         yield from table(names, [cells(made, p, plain) for p in points.values()])
 
 
